@@ -1,0 +1,92 @@
+"""Standardisation of expression, fitted on the training part and inverted in predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from .environment import EnvironmentData
+
+_GENES_AT_A_TIME = 128  # the float64 copy stays small
+
+
+@dataclass(frozen=True, eq=False)
+class Standardizer:
+    """``(x − mean) / scale`` per gene.
+
+    Parameters
+    ----------
+    mean, scale : Tensor ``[g]``, float32
+        In the units of the source.
+    gene_names : sequence of ``g`` str
+    """
+
+    mean: Tensor
+    scale: Tensor
+    gene_names: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if not self.mean.shape == self.scale.shape == (len(self.gene_names),):
+            raise DataError(
+                f"Standardizer needs mean and scale of one entry a gene [{len(self.gene_names)}], got "
+                f"{list(self.mean.shape)} and {list(self.scale.shape)}"
+            )
+
+    @staticmethod
+    def fit(data: EnvironmentData) -> Standardizer:
+        """Mean and standard deviation over the profiles of ``data``: give the training part only.
+
+        Raises
+        ------
+        DataError
+            If a gene never varies, with its name; if there are fewer than two profiles.
+        """
+        if data.n < 2:
+            raise DataError(f"standardisation needs two profiles or more, the training part has {data.n}")
+        means: list[Tensor] = []
+        scales: list[Tensor] = []
+        constant: list[bool] = []
+        for part in data.x.split(_GENES_AT_A_TIME, dim=1):
+            values = part.double()
+            means.append(values.mean(0))
+            scales.append(values.std(0, correction=0))
+            constant += (part == part[:1]).all(0).tolist()
+        if names := [name for name, never in zip(data.gene_names, constant, strict=True) if never]:
+            raise DataError(
+                f"{len(names)} genes are constant over the {data.n} training profiles: "
+                f"{', '.join(map(repr, names[:5]))}; leave them out with data.without_constant_genes()"
+            )
+        return Standardizer(torch.cat(means).float(), torch.cat(scales).float(), data.gene_names)
+
+    @staticmethod
+    def identity(gene_names: Sequence[str]) -> Standardizer:
+        """Leaves everything as it is."""
+        return Standardizer(torch.zeros(len(gene_names)), torch.ones(len(gene_names)), gene_names)
+
+    def transform(self, data: EnvironmentData) -> EnvironmentData:
+        """The same data with standardised ``x``.
+
+        Raises
+        ------
+        DataError
+            If its genes are not those of the fit, in that order.
+        """
+        if list(data.gene_names) != list(self.gene_names):
+            raise DataError(
+                f"the data have {data.g} genes that are not the {len(self.gene_names)} standardised, or in another "
+                "order; bring them into line with data.genes(standardizer.gene_names)"
+            )
+        mean, scale = self.mean.to(data.x.device), self.scale.to(data.x.device)
+        return replace(data, x=(data.x - mean) / scale)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """Standardised expression ``[..., g]`` in the units of the source."""
+        return x * self.scale.to(x.device) + self.mean.to(x.device)
+
+    def inverse_scale(self, scale: Tensor) -> Tensor:
+        """A standard deviation ``[..., g]`` in the units of the source."""
+        return scale * self.scale.to(scale.device)

@@ -1,0 +1,1 @@
+"""Variational guides: encoders and how they see the environment."""

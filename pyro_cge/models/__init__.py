@@ -1,0 +1,1 @@
+"""The parts of a cell model: priors, decoders, and the model that joins them."""

@@ -1,0 +1,129 @@
+"""Decoders: causes → distribution over genes. None but the Conditional VAE's sees the environment (X ⟂ e | C)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ..data.environment import Batch, EnvironmentData
+from ..scm.mechanisms import Mechanism
+from .networks import EnvironmentNetwork, mlp, soft_clamp
+
+LOG_SCALE_RANGE = (-6.0, 4.0)  # per-gene noise sd between 0.0025 and 55 in the data's (standardised) units
+
+
+class Decoder(nn.Module):
+    """``X | C ~ Normal(mean(C), diag(s²))`` with one learned scale ``s_k`` a gene.
+
+    Subclasses give ``mean``.
+
+    Parameters
+    ----------
+    d, g : int
+        Latents and genes.
+    scale : float
+        Initial noise standard deviation, in the units of the data the model sees.
+    """
+
+    def __init__(self, d: int, g: int, *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.d, self.g = d, g
+        self.log_scale = nn.Parameter(torch.empty(g))
+        self.set_scale(torch.full((g,), float(scale)))
+
+    def mean(self, c: Tensor) -> Tensor:
+        """Expected expression ``[..., n, g]`` given causes ``c [..., n, d]``."""
+        raise NotImplementedError
+
+    @property
+    def scale(self) -> Tensor:
+        """Noise standard deviation of each gene ``[g]``."""
+        return soft_clamp(self.log_scale, *LOG_SCALE_RANGE).exp()
+
+    @torch.no_grad()
+    def set_scale(self, scale: Tensor) -> None:
+        """Set each gene's noise standard deviation ``[g]`` (kept within the bounds of the parametrisation)."""
+        low, high = LOG_SCALE_RANGE
+        margin = 1e-3
+        target = scale.log().clamp(low + margin, high - margin)
+        middle, half = (low + high) / 2, (high - low) / 2
+        self.log_scale.copy_(middle + half * torch.atanh((target - middle) / half))
+
+    def likelihood(self, mean: Tensor) -> dist.TorchDistribution:
+        """The law of expression around its mean ``[..., n, g]`` (event dimension 1)."""
+        return dist.Normal(mean, self.scale).to_event(1)
+
+    def forward(self, c: Tensor) -> dist.TorchDistribution:
+        return self.likelihood(self.mean(c))
+
+
+class LinearDecoder(Decoder):
+    """``mean = W c + b``."""
+
+    def __init__(self, d: int, g: int, *, scale: float = 1.0) -> None:
+        super().__init__(d, g, scale=scale)
+        self.linear = nn.Linear(d, g)
+
+    def mean(self, c: Tensor) -> Tensor:
+        return self.linear(c)
+
+
+class MLPDecoder(Decoder):
+    """``mean = MLP(c)`` with ReLU hidden layers of the given sizes."""
+
+    def __init__(self, d: int, g: int, *, hidden: Sequence[int] = (64,), scale: float = 1.0) -> None:
+        super().__init__(d, g, scale=scale)
+        self.network = mlp([d, *hidden, g])
+
+    def mean(self, c: Tensor) -> Tensor:
+        return self.network(c)
+
+
+class MechanismDecoder(Decoder):
+    """Each gene is a structural equation of a few latents: the simulator's observation map.
+
+    Parameters
+    ----------
+    mechanism : Mechanism
+        With a parent mask ``[d, g]``.
+    """
+
+    def __init__(self, mechanism: Mechanism, *, scale: float = 1.0) -> None:
+        d, g = mechanism.mask.shape
+        super().__init__(d, g, scale=scale)
+        self.mechanism = mechanism
+
+    def mean(self, c: Tensor) -> Tensor:
+        return self.mechanism.effect(c)
+
+
+class ConditionalDecoder(Decoder):
+    """The Conditional VAE's decoder: ``mean = MLP([c, h_e])``, the only one that sees the environment.
+
+    The environment enters as an additive term of the first layer, which is concatenation written without copying the
+    features to every profile.
+    """
+
+    def __init__(
+        self,
+        data: EnvironmentData,
+        d: int,
+        g: int,
+        *,
+        hidden: Sequence[int] = (64,),
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__(d, g, scale=scale)
+        width, *rest = [*hidden, g]
+        self.latent = nn.Linear(d, width)
+        self.environment = EnvironmentNetwork(data, width)
+        self.rest = nn.Sequential(nn.ReLU(), mlp([width, *rest])) if rest else nn.Identity()
+
+    def forward(self, c: Tensor, batch: Batch | None = None) -> dist.TorchDistribution:
+        if batch is None:
+            raise TypeError("a ConditionalDecoder needs the batch: use it in a ConditionalCellModel")
+        first = self.latent(c) + self.environment(batch).index_select(-2, batch.env)
+        return self.likelihood(self.rest(first))

@@ -1,0 +1,70 @@
+"""Small building blocks shared by priors, decoders and guides."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..data.environment import Batch, EnvironmentData
+from ..errors import DataError
+
+
+def mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers ``sizes[0] → … → sizes[-1]`` with ReLU between them."""
+    steps: list[nn.Module] = []
+    for below, above in itertools.pairwise(sizes):
+        steps += [nn.Linear(below, above), nn.ReLU()]
+    return nn.Sequential(*steps[:-1])
+
+
+def soft_clamp(raw: Tensor, low: float, high: float) -> Tensor:
+    """Smooth map into ``(low, high)``, the identity to second order at the middle.
+
+    Every log standard deviation in the package passes through it: an unbounded ``exp`` of a network output is what
+    makes losses explode on heavy-tailed data.
+    """
+    middle, half = (low + high) / 2, (high - low) / 2
+    return middle + half * torch.tanh((raw - middle) / half)
+
+
+class EnvironmentNetwork(nn.Module):
+    """What a model knows of an environment: a network on its features, or a free row where it has none.
+
+    Parameters
+    ----------
+    data : EnvironmentData
+        Only the number of environments and features is read.
+    out : int
+        Outputs an environment.
+    hidden : sequence of int
+        Hidden layers of the feature network; none gives a linear map. Ignored without features.
+    """
+
+    def __init__(self, data: EnvironmentData, out: int, hidden: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.network: nn.Module | None = None
+        self.table: nn.Embedding | None = None
+        if data.n_features is not None:
+            self.network = mlp([data.n_features, *hidden, out])
+        else:
+            self.table = nn.Embedding(data.n_envs, out)
+            nn.init.normal_(self.table.weight, std=1 / math.sqrt(out))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """``[E_b, out]``, one row an environment of the batch.
+
+        Raises
+        ------
+        DataError
+            For an environment that was not in training and has no features.
+        """
+        if self.network is not None:
+            if batch.env_features is None:
+                raise DataError("this model was trained with environment features, but the batch has none")
+            return self.network(batch.env_features)
+        assert self.table is not None
+        return self.table(batch.envs)

@@ -1,0 +1,156 @@
+"""Latent priors: the law of the exogenous noise in each environment.
+
+Every prior maps a batch's environments to a :class:`~pyro_cge.scm.shifts.NoiseShift` and records it at the sites
+``env_loc`` and ``env_log_scale``. Reference (control) environments always keep N(0, I).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ..data.environment import Batch, EnvironmentData
+from ..errors import ConfigError
+from ..scm.shifts import NoiseShift
+from ..sites import envs_plate
+from .networks import EnvironmentNetwork, soft_clamp
+
+Moves = Literal["loc", "scale", "both"]
+LOG_SCALE_BOUND = 3.0  # an intervention widens or narrows the noise by at most e³ ≈ 20
+
+
+class LatentPrior(nn.Module):
+    """Environment → noise law. Subclasses give ``shift``; this class records it.
+
+    Parameters
+    ----------
+    data : EnvironmentData
+        Read for the number of environments and features.
+    d : int
+        Latents.
+    """
+
+    def __init__(self, data: EnvironmentData, d: int) -> None:
+        super().__init__()
+        if d < 1:
+            raise ConfigError(f"a prior needs at least one latent, got d={d}")
+        self.d = d
+        self.environments = data.schema()
+
+    def shift(self, batch: Batch) -> NoiseShift:
+        """The noise law ``[..., E_b, d]`` of the batch's environments, before the sites record it."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> NoiseShift:
+        shift = self.shift(batch)
+        with envs_plate(batch):
+            return NoiseShift(
+                pyro.deterministic("env_loc", shift.loc, event_dim=1),
+                pyro.deterministic("env_log_scale", shift.log_scale, event_dim=1),
+            )
+
+
+class StandardPrior(LatentPrior):
+    """``Z | e ~ N(0, I)`` in every environment: the basic and the Conditional VAE."""
+
+    def shift(self, batch: Batch) -> NoiseShift:
+        zeros = batch.envs.new_zeros((len(batch.envs), self.d), dtype=torch.get_default_dtype())
+        return NoiseShift(zeros, zeros)
+
+
+class TablePrior(LatentPrior):
+    """A known noise law for every environment: the simulator's truth.
+
+    Environments are looked up by row number, so this prior has nothing to say about new ones.
+    """
+
+    loc: Tensor
+    log_scale: Tensor
+
+    def __init__(self, data: EnvironmentData, shift: NoiseShift) -> None:
+        super().__init__(data, shift.d)
+        if shift.n_envs != data.n_envs:
+            raise ConfigError(f"TablePrior got laws for {shift.n_envs} environments, the data have {data.n_envs}")
+        self.register_buffer("loc", shift.loc)
+        self.register_buffer("log_scale", shift.log_scale)
+
+    def shift(self, batch: Batch) -> NoiseShift:
+        return NoiseShift(self.loc, self.log_scale).select(batch.envs)
+
+
+class DensePrior(LatentPrior):
+    """``Z | e ~ N(μ_e, σ_e²)`` with no sparsity: free rows, or a network on environment features.
+
+    Parameters
+    ----------
+    hidden : sequence of int
+        Hidden layers of the environment network (``h_e = network(features_e)``).
+    moves : {"loc", "scale", "both"}
+        What an environment may change.
+    """
+
+    def __init__(
+        self,
+        data: EnvironmentData,
+        d: int,
+        *,
+        hidden: Sequence[int] = (64,),
+        moves: Moves = "both",
+    ) -> None:
+        super().__init__(data, d)
+        if moves not in ("loc", "scale", "both"):
+            raise ConfigError(f"moves must be 'loc', 'scale' or 'both', got {moves!r}")
+        self.moves = moves
+        self.network = EnvironmentNetwork(data, d * (2 if moves == "both" else 1), hidden)
+
+    def sparsify(self, values: Tensor) -> Tensor:
+        """Hook for sparse subclasses: what is left of ``μ_e`` or ``log σ_e`` ``[E_b, d]``."""
+        return values
+
+    def shift(self, batch: Batch) -> NoiseShift:
+        treated = ~batch.is_control.unsqueeze(-1)
+        raw = self.network(batch) * treated
+        zeros = raw.new_zeros((*raw.shape[:-1], self.d))
+        loc = zeros if self.moves == "scale" else self.sparsify(raw[..., : self.d])
+        log_scale = zeros
+        if self.moves != "loc":
+            log_scale = self.sparsify(soft_clamp(raw[..., -self.d :], -LOG_SCALE_BOUND, LOG_SCALE_BOUND))
+        return NoiseShift(loc, log_scale)
+
+
+class SoftmaxPrior(DensePrior):
+    """The paper's sparse prior (section 4.5): one latent moves, the others hardly.
+
+    ``μ̄_e = μ_e ⊗ softmax(|μ_e| / T)`` and ``log σ̄_e = log σ_e ⊗ softmax(|log σ_e| / T)``.
+
+    ``T → 0`` leaves the largest entry alone, ``T → ∞`` divides everything by ``d``. The temperature is a buffer:
+    ``fit(..., callbacks=[anneal(prior, ...)])`` or plain assignment to ``prior.temperature`` changes it.
+
+    Parameters
+    ----------
+    temperature : float
+        ``T > 0``.
+    """
+
+    temperature: Tensor
+
+    def __init__(
+        self,
+        data: EnvironmentData,
+        d: int,
+        *,
+        temperature: float = 0.5,
+        hidden: Sequence[int] = (64,),
+        moves: Moves = "both",
+    ) -> None:
+        super().__init__(data, d, hidden=hidden, moves=moves)
+        if not temperature > 0:
+            raise ConfigError(f"temperature must be positive, got {temperature}")
+        self.register_buffer("temperature", torch.tensor(float(temperature)))
+
+    def sparsify(self, values: Tensor) -> Tensor:
+        return values * torch.softmax(values.abs() / self.temperature, -1)

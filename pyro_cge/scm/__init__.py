@@ -1,0 +1,1 @@
+"""Structural causal models: graphs, mechanisms, noise laws, intervention handlers."""

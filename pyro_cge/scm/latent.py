@@ -1,0 +1,124 @@
+"""The latent structural causal model: exogenous noise in, causes out, one sample site a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import networkx as nx
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ..sites import layer_site
+from . import graphs
+from .mechanisms import LinearMechanism, Mechanism
+
+
+class LatentSCM(nn.Module):
+    """``C_j := f_j(PA_j, Z_j)``, assigned layer by layer along the graph (paper, Definition 1).
+
+    Layers are the topological generations of the graph; each is one vectorised assignment and one deterministic site
+    ``c_1 … c_L``, so handlers can cut or change mechanisms there::
+
+        z ~ env law            cells × d
+        c_1 = z[layer 1]       roots
+        c_l = f_l(c_1 … c_{l−1}) + z[layer l]
+
+    Parameters
+    ----------
+    graph : networkx.DiGraph
+        Over nodes ``0 … d−1``.
+    mechanism : callable, parent mask ``[p, q]`` → Mechanism
+        Called once for each layer after the first.
+    """
+
+    order: Tensor
+    inverse: Tensor
+
+    def __init__(
+        self,
+        graph: nx.DiGraph,
+        mechanism: Callable[[Tensor], Mechanism] = LinearMechanism,
+    ) -> None:
+        super().__init__()
+        self.graph = graph
+        self.d = len(graph)
+        self.layers = graphs.layers(graph)
+        order = torch.tensor([node for layer in self.layers for node in layer])
+        self._trivial = order.tolist() == list(range(self.d))
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("inverse", order.argsort(), persistent=False)
+        adjacency = graphs.adjacency(graph)
+        widths = [len(layer) for layer in self.layers]
+        starts = torch.tensor(widths).cumsum(0).tolist()
+        self.mechanisms = nn.ModuleList(
+            mechanism(adjacency[order[:start]][:, layer])
+            for start, layer in zip(starts[:-1], self.layers[1:], strict=True)
+        )
+        self._widths = widths
+
+    @staticmethod
+    def identity(d: int) -> LatentSCM:
+        """No edges: causes are the noise itself."""
+        return LatentSCM(graphs.empty(d))
+
+    @property
+    def A(self) -> Tensor:
+        """Adjacency ``[d, d]``, ``A[i, j] = 1`` where ``i → j``."""
+        return graphs.adjacency(self.graph)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Causes ``c [..., n, d]`` from noise ``z [..., n, d]``, nodes in the graph's own order."""
+        ordered = z if self._trivial else z.index_select(-1, self.order)
+        noises = ordered.split(self._widths, -1)
+        done: list[Tensor] = []
+        for layer, (nodes, noise) in enumerate(zip(self.layers, noises, strict=True)):
+            parents = torch.cat(done, -1) if len(done) > 1 else done[0] if done else noise[..., :0]
+            mechanism = cast(Mechanism, self.mechanisms[layer - 1]) if layer else None
+            value = noise if mechanism is None else mechanism(parents, noise)
+            done.append(_assign(layer + 1, value, LayerInputs(self.d, nodes, parents, noise, mechanism)))
+        c = torch.cat(done, -1) if len(done) > 1 else done[0]
+        return c if self._trivial else c.index_select(-1, self.inverse)
+
+    def causes(self, trace: poutine.Trace) -> Tensor:
+        """Causes ``c [..., n, d]`` put together from the layer sites of a trace."""
+        c = torch.cat([cast(Tensor, trace.nodes[layer_site(i + 1)]["value"]) for i in range(len(self.layers))], -1)
+        return c.index_select(-1, self.inverse)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInputs:
+    """What a layer was computed from, handed to handlers in ``msg["infer"]["layer"]``.
+
+    Attributes
+    ----------
+    d : int
+        Latents in all.
+    nodes : list of int
+        The layer's own.
+    parents : Tensor ``[..., n, p]``
+        Values of all earlier layers, in topological order.
+    noise : Tensor ``[..., n, k]``
+    mechanism : Mechanism or None
+        None for the roots.
+    """
+
+    d: int
+    nodes: list[int]
+    parents: Tensor
+    noise: Tensor
+    mechanism: Mechanism | None
+
+
+def _assign(layer: int, value: Tensor, inputs: LayerInputs) -> Tensor:
+    """``pyro.deterministic`` with the layer's inputs attached for handlers."""
+    return pyro.sample(
+        layer_site(layer),
+        dist.Delta(value, event_dim=1).mask(False),
+        obs=value,
+        infer=cast(Any, {"_deterministic": True, "layer": inputs}),
+    )

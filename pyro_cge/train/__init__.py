@@ -1,0 +1,1 @@
+"""Fitting, checkpoints, run folders."""

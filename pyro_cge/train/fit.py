@@ -1,0 +1,407 @@
+"""``fit``: minibatch SVI over profiles, with early stopping, checkpoints and a history."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ..data.environment import Batch, EnvironmentData
+from ..data.standardize import Standardizer
+from ..errors import CheckpointError, ConfigError, DataError, NonFiniteLossError
+from ..guides.amortized import AmortizedGuide
+from ..models.cell import CellModel
+from ..objectives.elbo import Elbo, traces
+from ..posterior import Posterior
+from ..seeds import isolated
+from .checkpoint import load_into, load_tensors, save_tensors
+from .progress import EpochProgress
+
+EVALUATION_BATCH = 1024
+
+
+class Objective(Protocol):
+    """What ``fit`` minimises: named terms per profile, ``"loss"`` among them."""
+
+    def __call__(self, model: Any, guide: Any, batch: Batch, *, warmup: float = 1.0) -> dict[str, Tensor]: ...
+
+
+@dataclass(eq=False)
+class Fit:
+    """A fitted model: best weights in place, with what is needed to use and to judge it.
+
+    Attributes
+    ----------
+    model, guide
+        The same objects that went in, now trained.
+    scaler : Standardizer
+        Fitted on the training part; predictions are returned in the data's own units.
+    history : DataFrame
+        One row an epoch: ``train_*`` and ``valid_*`` terms per profile (nats), ``grad_norm``, ``seconds``.
+    best_epoch : int
+        Epoch whose weights are in place (the last one where nothing was held out).
+    settings : dict
+        Every argument of :func:`fit`, for the record.
+    train_rows, valid_rows : ndarray
+        Row numbers of the data's profiles in each part.
+    """
+
+    model: CellModel
+    guide: AmortizedGuide
+    schema: EnvironmentData
+    scaler: Standardizer
+    history: pd.DataFrame
+    best_epoch: int
+    settings: dict[str, Any]
+    train_rows: np.ndarray = field(default_factory=lambda: np.empty(0, int))
+    valid_rows: np.ndarray = field(default_factory=lambda: np.empty(0, int))
+
+    def posterior(self, data: EnvironmentData) -> Posterior:
+        """Posterior of latents and interventions for ``data`` (in raw units, genes in any order)."""
+        return Posterior(self.model, self.guide, data, self.scaler, schema=self.schema)
+
+
+def fit(
+    model: CellModel,
+    guide: AmortizedGuide,
+    data: EnvironmentData,
+    *,
+    objective: Objective | None = None,
+    epochs: int = 200,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    kl_warmup: int = 10,
+    clip: float = 100.0,
+    validation: float | EnvironmentData | None = 0.1,
+    patience: int | None = 30,
+    standardize: bool = True,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+    on_epoch: Callable[[int], None] | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> Fit:
+    """Train a model and guide by stochastic variational inference.
+
+    Parameters
+    ----------
+    objective : callable
+        Default :class:`~pyro_cge.objectives.elbo.Elbo`.
+    epochs, batch_size, lr
+        Passes over the training profiles, profiles a step, learning rate of fused Adam.
+    kl_warmup : int
+        Epochs over which the weight of the KL term rises linearly to one.
+    clip : float
+        Largest norm of the gradient (of the loss per profile); larger ones are scaled down.
+    validation : float, EnvironmentData or None
+        Held-out data for early stopping. A fraction holds out whole environments where they have features (so the
+        prior is judged on environments it never saw), and profiles of every environment where they have none.
+    patience : int or None
+        Epochs without improvement before stopping; None trains to the end. Best weights are restored either way,
+        where anything is held out.
+    standardize : bool
+        Give each gene mean 0 and sd 1 over the training part.
+    seed : int
+        The run is a function of it (on one machine) and of the weights that come in. The caller's random state is
+        left alone.
+    on_epoch : callable, optional
+        Called with the epoch number before it starts, e.g. to anneal a temperature.
+    checkpoint : path, optional
+        File rewritten atomically after every epoch; with ``resume=True`` training continues from it bit for bit.
+    progress : bool, optional
+        Progress bar with loss and time left; default: only on a terminal.
+
+    Returns
+    -------
+    Fit
+
+    Raises
+    ------
+    NonFiniteLossError
+        With site, epoch and batch; the model keeps the weights from before the failing step.
+    DataError, ConfigError, CheckpointError
+        For unusable data, settings, or a checkpoint of another run.
+    """
+    _check_settings(epochs=epochs, batch_size=batch_size, lr=lr, clip=clip, patience=patience, kl_warmup=kl_warmup)
+    objective = Elbo() if objective is None else objective
+    device = torch.device(device) if device is not None else _device_of(model)
+    settings = {
+        "objective": repr(objective),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "kl_warmup": kl_warmup,
+        "clip": clip,
+        "validation": validation if isinstance(validation, float) else None if validation is None else "data",
+        "patience": patience,
+        "standardize": standardize,
+        "seed": seed,
+        "data": data.digest,
+    }
+    train_rows, valid_rows = _hold_out(data, validation, seed)
+    train = data.rows(train_rows) if len(valid_rows) else data
+    valid = validation if isinstance(validation, EnvironmentData) else data.rows(valid_rows)
+    valid = valid.genes(data.gene_names)
+    scaler = Standardizer.fit(train) if standardize else Standardizer.identity(data.gene_names)
+    train, valid = scaler.transform(train).to(device), scaler.transform(valid).to(device)
+    model.to(device), guide.to(device)
+
+    modules = {"model": model, "guide": guide}
+    parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
+    adam = torch.optim.Adam(parameters, lr=lr, fused=True) if optimizer is None else optimizer(parameters)
+    state = _State(modules, adam)
+    if resume:
+        if checkpoint is None:
+            raise ConfigError("resume=True needs the checkpoint file to resume from: pass checkpoint=")
+        if Path(checkpoint).exists():
+            state.load(Path(checkpoint), settings)
+
+    with ExitStack() as stack:
+        stack.enter_context(isolated(seed))
+        stack.enter_context(pyro.validation_enabled(False))
+        bar = stack.enter_context(EpochProgress(epochs, state.epoch, progress))
+        if state.rng is not None:
+            _set_rng(state.rng, device)
+        for epoch in range(state.epoch, epochs):
+            if state.exhausted(patience, kl_warmup):
+                break
+            if on_epoch is not None:
+                on_epoch(epoch)
+            started = time.perf_counter()
+            warmup = min(1.0, (epoch + 1) / kl_warmup) if kl_warmup else 1.0
+            row: dict[str, float] = {"epoch": epoch}
+            row |= _train_epoch(modules, objective, adam, train, batch_size, warmup, clip, parameters, epoch)
+            if valid.n:
+                row |= {f"valid_{k}": v for k, v in evaluate(model, guide, valid, objective, seed=seed).items()}
+            row["seconds"] = time.perf_counter() - started
+            state.record(row)
+            bar.update(row)
+            if checkpoint is not None:
+                state.save(Path(checkpoint), settings, _get_rng(device))
+    state.restore_best()
+    return Fit(
+        model,
+        guide,
+        data.schema(),
+        scaler,
+        pd.DataFrame(state.history),
+        state.best_epoch,
+        settings,
+        train_rows,
+        valid_rows,
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: CellModel,
+    guide: AmortizedGuide,
+    data: EnvironmentData,
+    objective: Objective | None = None,
+    *,
+    seed: int | None = 0,
+) -> dict[str, float]:
+    """Mean of the objective's terms over all profiles of ``data`` (in the units the model was trained in)."""
+    objective = Elbo() if objective is None else objective
+    totals: dict[str, Any] = {}
+    with isolated(seed), pyro.validation_enabled(False):
+        for batch in data.batches(EVALUATION_BATCH):
+            for name, value in objective(model, guide, batch).items():
+                totals[name] = totals.get(name, 0.0) + value * len(batch)
+    return {name: float(value) / data.n for name, value in totals.items()}
+
+
+def _train_epoch(
+    modules: Mapping[str, Any],
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    train: EnvironmentData,
+    batch_size: int,
+    warmup: float,
+    clip: float,
+    parameters: list[nn.Parameter],
+    epoch: int,
+) -> dict[str, float]:
+    totals: dict[str, Any] = {}
+    model, guide = modules["model"], modules["guide"]
+    for number, batch in enumerate(train.batches(batch_size, shuffle=True)):
+        terms = objective(model, guide, batch, warmup=warmup)
+        optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(parameters, clip, foreach=True)
+        if not (terms["loss"].detach() + norm).isfinite():
+            site = _blame(modules, batch)
+            raise NonFiniteLossError(
+                f"loss became {float(terms['loss'])} (gradient norm {float(norm)}) at site {site!r}, epoch {epoch}, "
+                f"batch {number}. The model keeps the weights from before this step; try a smaller lr or clip, or look "
+                "for extreme values in the data.",
+                site=site,
+                epoch=epoch,
+                batch=number,
+            )
+        optimizer.step()
+        for name, value in {**terms, "grad_norm": norm}.items():
+            totals[name] = totals.get(name, 0.0) + value.detach() * len(batch)
+    means = {name: float(value) / train.n for name, value in totals.items()}
+    norm_mean = means.pop("grad_norm")
+    return {f"train_{name}": value for name, value in means.items()} | {"grad_norm": norm_mean}
+
+
+def _blame(modules: Mapping[str, Any], batch: Batch) -> str:
+    """Name of the first site whose log density is not finite, or of the parameter whose gradient is not."""
+    with torch.no_grad():
+        for trace in traces(modules["model"], modules["guide"], batch):
+            nodes: dict[str, Any] = trace.nodes
+            for name, site in nodes.items():
+                if site["type"] == "sample" and not site["infer"].get("_deterministic"):
+                    value = site["value"]
+                    if not (torch.isfinite(value).all() and torch.isfinite(site["fn"].log_prob(value)).all()):
+                        return name
+    for prefix, module in modules.items():
+        for name, parameter in module.named_parameters():
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                return f"gradient of {prefix}.{name}"
+    return "x"
+
+
+@dataclass
+class _State:
+    """Everything that changes during training, and its file."""
+
+    modules: Mapping[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_epoch: int = -1
+    rng: dict[str, Tensor] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The next epoch to run."""
+        return len(self.history)
+
+    def record(self, row: dict[str, float]) -> None:
+        self.history.append(row)
+        held_out = "valid_loss" in row
+        if not held_out or self.best_epoch < 0 or row["valid_loss"] < self.history[self.best_epoch]["valid_loss"]:
+            self.best_epoch = self.epoch - 1
+            if held_out:
+                self.best = {k: v.clone() for k, v in self._weights().items()}
+
+    def exhausted(self, patience: int | None, kl_warmup: int) -> bool:
+        if patience is None or not self.best:
+            return False
+        return self.epoch - 1 - max(self.best_epoch, kl_warmup - 1) >= patience
+
+    def restore_best(self) -> None:
+        if self.best:
+            load_into(self.modules, self.best, Path("best weights"))
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {f"{m}.{k}": v.detach() for m, module in self.modules.items() for k, v in module.state_dict().items()}
+
+    def save(self, path: Path, settings: Mapping[str, Any], rng: Mapping[str, Tensor]) -> None:
+        optimizer = self.optimizer.state_dict()
+        tensors = {f"now.{k}": v for k, v in self._weights().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        tensors |= {f"rng.{k}": v for k, v in rng.items()}
+        tensors |= {
+            f"optimizer.{i}.{k}": torch.as_tensor(v) for i, s in optimizer["state"].items() for k, v in s.items()
+        }
+        manifest = {
+            "kind": "checkpoint",
+            "settings": dict(settings),
+            "history": self.history,
+            "best_epoch": self.best_epoch,
+            "param_groups": optimizer["param_groups"],
+            "versions": {"torch": torch.__version__, "pyro": pyro.__version__},
+        }
+        save_tensors(path, tensors, manifest)
+
+    def load(self, path: Path, settings: Mapping[str, Any]) -> None:
+        tensors, manifest = load_tensors(path)
+        if manifest.get("kind") != "checkpoint":
+            raise CheckpointError(f"{path} holds {manifest.get('kind')}, not a training checkpoint")
+        theirs = manifest["settings"]
+        changed = [
+            f"{k}: {theirs.get(k)!r} then, {v!r} now"
+            for k, v in settings.items()
+            if k != "epochs" and theirs.get(k) != v
+        ]
+        if changed:
+            raise CheckpointError(f"{path} belongs to a run with other settings ({'; '.join(changed)})")
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        load_into(self.modules, part("now."), path)
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in part("optimizer.").items():
+            number, slot = name.split(".", 1)
+            slots.setdefault(int(number), {})[slot] = value
+        self.optimizer.load_state_dict({"state": slots, "param_groups": manifest["param_groups"]})
+        self.history, self.best_epoch = manifest["history"], manifest["best_epoch"]
+        self.best, self.rng = part("best."), part("rng.")
+
+
+def _hold_out(
+    data: EnvironmentData, validation: float | EnvironmentData | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    everything, nothing = np.arange(data.n), np.empty(0, int)
+    if not data.n:
+        raise DataError("the data have no profiles to train on; check the filters or the split")
+    if validation is None or isinstance(validation, EnvironmentData):
+        return everything, nothing
+    if not 0 < validation < 1:
+        raise ConfigError(f"validation is a fraction between 0 and 1, data, or None; got {validation}")
+    rng = np.random.default_rng(seed)
+    env = data.env.cpu().numpy()
+    if data.n_features is None:
+        chosen = rng.random(data.n) < validation
+    else:
+        treated = np.setdiff1d(np.unique(env), data.control)
+        held = rng.permutation(treated)[: max(1, round(validation * len(treated)))]
+        chosen = np.isin(env, held)
+    if chosen.all() or not chosen.any():
+        raise DataError(
+            f"cannot hold out {validation:.0%} of {data.n} profiles in {len(np.unique(env))} environments: nothing would "
+            "be left to train on or to validate; pass validation=None or a validation set"
+        )
+    return everything[~chosen], everything[chosen]
+
+
+def _check_settings(**settings: float | None) -> None:
+    for name, value in settings.items():
+        low = 0 if name == "kl_warmup" else 1 if name in ("epochs", "batch_size", "patience") else None
+        if value is None:
+            continue
+        if (low is not None and value < low) or (low is None and not value > 0):
+            raise ConfigError(f"{name} must be {'positive' if low is None else f'at least {low}'}, got {value}")
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def _get_rng(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_rng(states: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
