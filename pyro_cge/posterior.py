@@ -73,6 +73,31 @@ class Posterior:
         """Law of the noise in each environment of the data, ``NoiseShift [E, d]`` on the CPU."""
         return self.model.prior.shift(self._every_environment()).to("cpu")
 
+    @property
+    def moves_latents(self) -> bool:
+        """Whether the model's prior lets environments move latents at all."""
+        return bool(self.shift().moved(0.0).any())
+
+    def aggregate(self) -> NoiseShift:
+        """The noise each environment's profiles actually show, ``NoiseShift [E, d]``, relative to the control.
+
+        Mean and sd of the aggregated posterior ``(1/n_e) Σ_i q(z | x_i, e)``, centred at the control environments (at
+        the mean of all where there is none). Available for every model, also those whose prior knows no environments.
+        Environments without profiles get the reference law.
+        """
+        loc, scale = (v.double() for v in self._encode())
+        env, counts = self.raw.env.cpu(), self.raw.env_counts.cpu().clamp_min(1).unsqueeze(-1)
+        empty = torch.zeros(self.raw.n_envs, loc.shape[1], dtype=torch.float64)
+        mean = empty.index_add(0, env, loc) / counts
+        variance = empty.index_add(0, env, loc**2 + scale**2) / counts - mean**2
+        control = torch.isin(env, torch.tensor(self.raw.control, dtype=torch.long))
+        centre = (loc[control] if control.any() else loc).mean(0)
+        seen = self.raw.env_counts.cpu().unsqueeze(-1) > 0
+        return NoiseShift(
+            torch.where(seen, mean - centre, 0.0).float(),
+            torch.where(seen, 0.5 * variance.clamp_min(1e-6).log(), 0.0).float(),
+        )
+
     def targets(self, prior_odds: float | None = None) -> pd.DataFrame:
         """Probability that a latent is intervened on, environment × latent.
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, cast
 
 import networkx as nx
 import numpy as np
@@ -82,8 +83,8 @@ class Batch:
         return replace(self, x=None)
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {k: v.to(device) for k, v in self.__dict__.items() if isinstance(v, Tensor) and k in _BATCH_TENSORS}
-        return replace(self, **moved)
+        moved = {k: v.to(device) for k in _BATCH_TENSORS if (v := getattr(self, k)) is not None}
+        return replace(self, **cast(dict[str, Any], moved))
 
 
 _BATCH_TENSORS = ("x", "env", "envs", "env_features", "is_control", "env_counts", "index")
@@ -213,7 +214,7 @@ class EnvironmentData:
         sha = hashlib.sha256()
         for tensor in (self.x, self.env, self.env_features):
             if tensor is not None:
-                sha.update(np.ascontiguousarray(tensor.cpu().numpy()))
+                sha.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
         sha.update(repr([list(self.gene_names), list(self.env_names), self.control]).encode())
         return sha.hexdigest()
 

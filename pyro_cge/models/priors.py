@@ -6,7 +6,7 @@ Every prior maps a batch's environments to a :class:`~pyro_cge.scm.shifts.NoiseS
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import pyro
@@ -127,8 +127,8 @@ class SoftmaxPrior(DensePrior):
 
     ``μ̄_e = μ_e ⊗ softmax(|μ_e| / T)`` and ``log σ̄_e = log σ_e ⊗ softmax(|log σ_e| / T)``.
 
-    ``T → 0`` leaves the largest entry alone, ``T → ∞`` divides everything by ``d``. The temperature is a buffer:
-    ``fit(..., callbacks=[anneal(prior, ...)])`` or plain assignment to ``prior.temperature`` changes it.
+    ``T → 0`` leaves the largest entry alone, ``T → ∞`` divides everything by ``d``. The temperature is a buffer, so
+    it is saved with the weights; ``fit(..., on_epoch=annealed(prior, 2.0, 0.1, epochs))`` lowers it while training.
 
     Parameters
     ----------
@@ -154,3 +154,23 @@ class SoftmaxPrior(DensePrior):
 
     def sparsify(self, values: Tensor) -> Tensor:
         return values * torch.softmax(values.abs() / self.temperature, -1)
+
+
+def annealed(prior: LatentPrior, start: float, stop: float, epochs: int) -> Callable[[int], None]:
+    """For ``fit(on_epoch=...)``: the temperature falls geometrically from ``start`` to ``stop`` over the epochs.
+
+    Raises
+    ------
+    ConfigError
+        If the prior has no temperature, or one of the two is not positive.
+    """
+    if not isinstance(prior, SoftmaxPrior):
+        raise ConfigError(f"only a SoftmaxPrior has a temperature to anneal, got {type(prior).__name__}")
+    if not (start > 0 and stop > 0):
+        raise ConfigError(f"temperatures must be positive, got {start} and {stop}")
+
+    def set_temperature(epoch: int) -> None:
+        done = min(1.0, epoch / max(1, epochs - 1))
+        prior.temperature.fill_(start * (stop / start) ** done)
+
+    return set_temperature

@@ -42,9 +42,9 @@ class Elbo:
     def __call__(self, model: PyroModule, guide: PyroModule, batch: Batch, *, warmup: float = 1.0) -> dict[str, Tensor]:
         """Terms per profile: ``loss``, ``log_likelihood``, ``kl``. ``warmup`` in [0, 1] multiplies β."""
         guide_trace, model_trace = traces(model, guide, batch)
-        log_likelihood: Tensor | float = 0.0
-        kl: Tensor | float = 0.0
-        for name, site in model_trace.nodes.items():
+        log_likelihood, kl = batch.index.new_zeros(2, dtype=torch.get_default_dtype())
+        nodes: dict[str, Any] = model_trace.nodes
+        for name, site in nodes.items():
             if site["type"] != "sample" or site["infer"].get("_deterministic") or site_is_subsample(site):
                 continue
             if site["is_observed"]:
@@ -63,12 +63,11 @@ def iwae_bound(model: PyroModule, guide: PyroModule, batch: Batch, n_samples: in
     Tends to ``log P(x | e)`` as ``S`` grows (Burda et al. 2016). Sites outside the cells plate are not integrated:
     they are drawn once a sample and shared by all profiles.
     """
-    total = None
+    log_weights = []
     for _ in range(n_samples):
         guide_trace, model_trace = traces(model, guide, batch)
-        log_weight = _per_cell(model_trace) - _per_cell(guide_trace)
-        total = log_weight if total is None else torch.logaddexp(total, log_weight)
-    return total - math.log(n_samples)
+        log_weights.append(_per_cell(model_trace) - _per_cell(guide_trace))
+    return torch.stack(log_weights).logsumexp(0) - math.log(n_samples)
 
 
 def traces(model: PyroModule, guide: PyroModule, batch: Batch) -> tuple[poutine.Trace, poutine.Trace]:
@@ -86,8 +85,12 @@ def _entry(module: PyroModule) -> Callable[..., Any]:
     Calling a PyroModule reports every parameter to the param store at every step. Nothing here reads it, so only
     modules that hold Pyro attributes (``PyroSample``, ``PyroParam``) or are not PyroModules go the long way.
     """
-    holds = any(m._pyro_samples or m._pyro_params for m in module.modules() if isinstance(m, PyroModule))
-    return module if holds or not isinstance(module, PyroModule) else module.forward
+    return module.forward if isinstance(module, PyroModule) and not _holds_sites(module) else module
+
+
+def _holds_sites(module: PyroModule) -> bool:
+    children = (child for child in module._modules.values() if isinstance(child, PyroModule))
+    return bool(module._pyro_samples or module._pyro_params) or any(_holds_sites(child) for child in children)
 
 
 def _scaled(values: Tensor, site: dict[str, Any]) -> Tensor:
@@ -97,7 +100,7 @@ def _scaled(values: Tensor, site: dict[str, Any]) -> Tensor:
     return (values * scale).sum() if isinstance(scale, Tensor) else values.sum() * scale
 
 
-def _site_kl(guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
+def _site_kl(guide_site: Any, model_site: dict[str, Any]) -> Tensor:
     try:
         values = kl_divergence(guide_site["fn"], model_site["fn"])
     except NotImplementedError:

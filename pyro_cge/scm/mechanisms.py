@@ -7,6 +7,7 @@ the latent SCM and as observation maps from latents to genes.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -109,10 +110,9 @@ class PolynomialMechanism(Mechanism):
     ) -> None:
         super().__init__(mask)
         self.weight = nn.Parameter(draw_weights((degree, *mask.shape), weights, generator))
-        self.register_buffer("factorial", torch.arange(1.0, degree + 1).cumprod(0))
 
     def effect(self, parents: Tensor) -> Tensor:
-        powers = [parents ** (k + 1) @ (w * self.mask) / self.factorial[k] for k, w in enumerate(self.weight)]
+        powers = [parents**k @ (w * self.mask) / math.factorial(k) for k, w in enumerate(self.weight, start=1)]
         return torch.stack(powers).sum(0)
 
 

@@ -3,6 +3,7 @@
 from .environments import (
     Environments,
     combinations,
+    descriptors,
     graded_doses,
     multi_target,
     offsets,
@@ -16,6 +17,7 @@ __all__ = [
     "Environments",
     "GroundTruth",
     "combinations",
+    "descriptors",
     "graded_doses",
     "growing_network",
     "independent",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -248,6 +248,19 @@ def graded_doses(
     table = pd.DataFrame([("control", 0.0), *rows], columns=["perturbagen", "dose"], index=pd.Index(names))
     loc = torch.cat([torch.zeros(1, n_latents), loc.flatten(0, 1)])
     return Environments(names, NoiseShift(loc, torch.zeros_like(loc)), table=table, control=(0,))
+
+
+def descriptors(n_latents: int, n_features: int, *, seed: int = 0) -> Callable[[Environments], Environments]:
+    """A fixed random projection of the shifts, in the place of a molecular fingerprint (paper, Hypothesis 3).
+
+    Returns a function that gives environments their features ``loc @ R / sqrt(d)``, ``R [d, f]`` standard normal: what
+    a model may know of an environment without being told which latent it acts on.
+    """
+    rng = np.random.default_rng(seed)
+    projection = torch.from_numpy(rng.standard_normal((n_latents, n_features)).astype(np.float32)) / math.sqrt(
+        n_latents
+    )
+    return lambda environments: replace(environments, features=environments.shift.loc @ projection)
 
 
 def _normal(rng: np.random.Generator, n: int) -> Tensor:

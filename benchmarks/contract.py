@@ -1,0 +1,47 @@
+"""What every benchmark shares: options, the JSON record, and the closing line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "pyro-ppl", "numpy", "pandas", "scikit-learn")
+
+
+def options(description: str, *, seeds: int, data: bool = False) -> argparse.ArgumentParser:
+    """The options every benchmark has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="a smaller run, under a minute on two cores")
+    parser.add_argument("--seeds", type=int, default=seeds, help=f"number of seeds (default {seeds})")
+    parser.add_argument("--out", type=Path, default=None, help="folder for figures.json (default: results/ here)")
+    if data:
+        parser.add_argument("--data", type=Path, default=None, help="an .h5ad written by pyro-cge prepare")
+    return parser
+
+
+def finish(folder: Path, figures: Mapping[str, Any], arguments: argparse.Namespace) -> None:
+    """Write ``figures.json`` and print the closing ``figures:`` line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "figures": figures,
+        "arguments": {k: str(v) for k, v in vars(arguments).items()},
+        "versions": {name: version(name) for name in (*PACKAGES, "pyro-cge")},
+        "commit": _commit(),
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+    }
+    path = folder / "figures.json"
+    path.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"figures: {json.dumps(figures)}")
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"

@@ -1,0 +1,94 @@
+"""Settings of a run, checked when read: a typo is an error, not a default."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import ConfigError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run, besides the data.
+
+    Model: ``model``, ``latents``, ``hidden``, ``decoder``, ``conditioning``, ``temperature``, ``final_temperature``,
+    ``moves``. Training: ``epochs``, ``batch_size``, ``lr``, ``kl_warmup``, ``clip``, ``patience``, ``standardize``,
+    ``seed``. Split: ``split`` (``auto``, ``perturbagen``, ``combination``, ``cell_line``, ``environment``, ``random``
+    or ``column:NAME``) and ``fractions`` (train, valid, test).
+
+    ``auto`` splits by environment where environments have features, so that held-out environments were never seen, and
+    by profile where a model can know them by name only.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Literal["basic", "conditional", "environment"] = "environment"
+    latents: int = Field(default=10, ge=1)
+    hidden: tuple[int, ...] = (128,)
+    decoder: Literal["linear", "mlp"] = "mlp"
+    conditioning: Literal["concat", "film"] | None = "concat"
+    temperature: float = Field(default=0.5, gt=0)
+    final_temperature: float | None = Field(default=None, gt=0)
+    moves: Literal["loc", "scale", "both"] = "both"
+    epochs: int = Field(default=200, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    kl_warmup: int = Field(default=10, ge=0)
+    clip: float = Field(default=100.0, gt=0)
+    patience: int | None = Field(default=30, ge=1)
+    standardize: bool = True
+    split: str = "auto"
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    seed: int = 0
+
+
+def read_settings(
+    kind: type[Settings], path: Path | None = None, overrides: Sequence[str] = (), **given: Any
+) -> Settings:
+    """Settings from a YAML file, then ``key=value`` overrides, then keyword arguments that are not None.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key or value at fault and the closest key that exists.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            content = yaml.safe_load(Path(path).read_text())
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read {path} as YAML: {error}") from error
+        if not isinstance(content, dict | None):
+            raise ConfigError(f"{path} must hold 'key: value' lines, found {type(content).__name__}")
+        values |= content or {}
+    for item in overrides:
+        key, separator, text = item.partition("=")
+        if not separator:
+            raise ConfigError(f"--set needs key=value, got {item!r}")
+        values[key.strip()] = yaml.safe_load(text)
+    values |= {k: v for k, v in given.items() if v is not None}
+    return validated(kind, values, str(path) if path else "settings")
+
+
+def validated(kind: type[Settings], values: Mapping[str, Any], source: str) -> Settings:
+    """Build settings, with pydantic's findings as one :class:`ConfigError`."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        findings = []
+        for finding in error.errors():
+            name = ".".join(map(str, finding["loc"]))
+            if finding["type"] == "extra_forbidden":
+                close = difflib.get_close_matches(name, kind.model_fields, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(kind.model_fields)}"
+                findings.append(f"unknown setting {name!r}: {hint}")
+            else:
+                findings.append(f"{name} = {finding['input']!r}: {finding['msg']}")
+        raise ConfigError(f"{source}: " + "; ".join(findings)) from error
