@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -72,8 +72,8 @@ def simulate(
         graph,
         n_latents=latents,
         n_genes=genes,
-        mechanism=mechanism,  # type: ignore[arg-type] (checked there)
-        decoder=decoder,  # type: ignore[arg-type]
+        mechanism=cast(Any, mechanism),
+        decoder=cast(Any, decoder),
         environments=design,
         seed=seed,
     )

@@ -39,7 +39,9 @@ def demo(out: Path, seed: int = 0, epochs: int = 80, say: Callable[[str], None] 
     rows, histories, fits = {}, {}, {}
     for name in MODELS:
         say(f"fitting the {name} model")
-        config = RunConfig(model=name, latents=LATENTS, epochs=epochs, lr=2e-3, split="random", seed=seed)
+        config = RunConfig.model_validate(
+            {"model": name, "latents": LATENTS, "epochs": epochs, "lr": 2e-3, "split": "random", "seed": seed}
+        )
         fit, _ = runs.run(config, data, out / name)
         fits[name], histories[name] = fit, fit.history
         rows[name] = {

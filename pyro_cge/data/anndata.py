@@ -245,7 +245,7 @@ def _storable(table: pd.DataFrame) -> pd.DataFrame:
     stored = table.copy()
     stored.index = stored.index.astype(str)
     stored.columns = stored.columns.astype(str)
-    for name in stored.columns[stored.dtypes == object]:
+    for name in stored.select_dtypes(object).columns:
         values = stored[name]
         stored[name] = values.where(values.isna(), values.astype(str)).astype("category")
     stored.attrs = {}

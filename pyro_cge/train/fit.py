@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from ..data.environment import Batch, EnvironmentData
 from ..data.standardize import Standardizer
-from ..errors import CheckpointError, ConfigError, DataError, NonFiniteLossError
+from ..errors import ConfigError, DataError, NonFiniteLossError
 from ..guides.amortized import AmortizedGuide
 from ..models.cell import CellModel
 from ..objectives.elbo import Elbo, traces
 from ..posterior import Posterior
 from ..seeds import isolated
-from .checkpoint import load_into, load_tensors, save_tensors
 from .progress import EpochProgress
+from .state import TrainingState, get_rng, set_rng
 
 EVALUATION_BATCH = 1024
 
@@ -160,7 +160,7 @@ def fit(
     modules = {"model": model, "guide": guide}
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
     adam = torch.optim.Adam(parameters, lr=lr, fused=True) if optimizer is None else optimizer(parameters)
-    state = _State(modules, adam)
+    state = TrainingState(modules, adam)
     if resume:
         if checkpoint is None:
             raise ConfigError("resume=True needs the checkpoint file to resume from: pass checkpoint=")
@@ -172,7 +172,7 @@ def fit(
         stack.enter_context(pyro.validation_enabled(False))
         bar = stack.enter_context(EpochProgress(epochs, state.epoch, progress))
         if state.rng is not None:
-            _set_rng(state.rng, device)
+            set_rng(state.rng, device)
         for epoch in range(state.epoch, epochs):
             if state.exhausted(patience, kl_warmup):
                 break
@@ -188,7 +188,7 @@ def fit(
             state.record(row)
             bar.update(row)
             if checkpoint is not None:
-                state.save(Path(checkpoint), settings, _get_rng(device))
+                state.save(Path(checkpoint), settings, get_rng(device))
     state.restore_best()
     return Fit(
         model,
@@ -243,7 +243,7 @@ def _train_epoch(
         if not (terms["loss"].detach() + norm).isfinite():
             site = _blame(modules, batch)
             raise NonFiniteLossError(
-                f"loss became {float(terms['loss'])} (gradient norm {float(norm)}) at site {site!r}, epoch {epoch}, "
+                f"loss became {terms['loss'].item()} (gradient norm {norm.item()}) at site {site!r}, epoch {epoch}, "
                 f"batch {number}. The model keeps the weights from before this step; try a smaller lr or clip, or look "
                 "for extreme values in the data.",
                 site=site,
@@ -273,86 +273,6 @@ def _blame(modules: Mapping[str, Any], batch: Batch) -> str:
             if parameter.grad is not None and not parameter.grad.isfinite().all():
                 return f"gradient of {prefix}.{name}"
     return "x"
-
-
-@dataclass
-class _State:
-    """Everything that changes during training, and its file."""
-
-    modules: Mapping[str, nn.Module]
-    optimizer: torch.optim.Optimizer
-    history: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-    best_epoch: int = -1
-    rng: dict[str, Tensor] | None = None
-
-    @property
-    def epoch(self) -> int:
-        """The next epoch to run."""
-        return len(self.history)
-
-    def record(self, row: dict[str, float]) -> None:
-        self.history.append(row)
-        held_out = "valid_loss" in row
-        if not held_out or self.best_epoch < 0 or row["valid_loss"] < self.history[self.best_epoch]["valid_loss"]:
-            self.best_epoch = self.epoch - 1
-            if held_out:
-                self.best = {k: v.clone() for k, v in self._weights().items()}
-
-    def exhausted(self, patience: int | None, kl_warmup: int) -> bool:
-        if patience is None or not self.best:
-            return False
-        return self.epoch - 1 - max(self.best_epoch, kl_warmup - 1) >= patience
-
-    def restore_best(self) -> None:
-        if self.best:
-            load_into(self.modules, self.best, Path("best weights"))
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {f"{m}.{k}": v.detach() for m, module in self.modules.items() for k, v in module.state_dict().items()}
-
-    def save(self, path: Path, settings: Mapping[str, Any], rng: Mapping[str, Tensor]) -> None:
-        optimizer = self.optimizer.state_dict()
-        tensors = {f"now.{k}": v for k, v in self._weights().items()}
-        tensors |= {f"best.{k}": v for k, v in self.best.items()}
-        tensors |= {f"rng.{k}": v for k, v in rng.items()}
-        tensors |= {
-            f"optimizer.{i}.{k}": torch.as_tensor(v) for i, s in optimizer["state"].items() for k, v in s.items()
-        }
-        manifest = {
-            "kind": "checkpoint",
-            "settings": dict(settings),
-            "history": self.history,
-            "best_epoch": self.best_epoch,
-            "param_groups": optimizer["param_groups"],
-            "versions": {"torch": torch.__version__, "pyro": pyro.__version__},
-        }
-        save_tensors(path, tensors, manifest)
-
-    def load(self, path: Path, settings: Mapping[str, Any]) -> None:
-        tensors, manifest = load_tensors(path)
-        if manifest.get("kind") != "checkpoint":
-            raise CheckpointError(f"{path} holds {manifest.get('kind')}, not a training checkpoint")
-        theirs = manifest["settings"]
-        changed = [
-            f"{k}: {theirs.get(k)!r} then, {v!r} now"
-            for k, v in settings.items()
-            if k != "epochs" and theirs.get(k) != v
-        ]
-        if changed:
-            raise CheckpointError(f"{path} belongs to a run with other settings ({'; '.join(changed)})")
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        load_into(self.modules, part("now."), path)
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in part("optimizer.").items():
-            number, slot = name.split(".", 1)
-            slots.setdefault(int(number), {})[slot] = value
-        self.optimizer.load_state_dict({"state": slots, "param_groups": manifest["param_groups"]})
-        self.history, self.best_epoch = manifest["history"], manifest["best_epoch"]
-        self.best, self.rng = part("best."), part("rng.")
 
 
 def _hold_out(
@@ -392,16 +312,3 @@ def _check_settings(**settings: float | None) -> None:
 
 def _device_of(module: nn.Module) -> torch.device:
     return next((p.device for p in module.parameters()), torch.device("cpu"))
-
-
-def _get_rng(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_rng(states: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,0 +1,49 @@
+"""Turn ``NAME.npz`` (``X``, ``gene``) and ``NAME_obs.csv.gz`` into the ``.h5ad`` that ``run.py`` reads.
+
+``python convert.py NAME.npz OUT.h5ad``. The obs table needs ``compound_key``, ``cell_id``, ``smiles`` and ``part``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+import pyro_cge as cge
+from pyro_cge.data.fingerprints import morgan
+
+
+def convert(source: Path, out: Path) -> cge.EnvironmentData:
+    """Environment = perturbagen × cell line; features = Morgan bits of the perturbagen, then cell line one-hot."""
+    with np.load(source, allow_pickle=False) as arrays:
+        x, genes = torch.from_numpy(arrays["X"].astype(np.float32)), [str(name) for name in arrays["gene"]]
+    obs = pd.read_csv(source.with_name(source.stem + "_obs.csv.gz"))
+    obs = obs.rename(columns={"compound_key": "perturbagen", "cell_id": "cell_line"})
+    obs.index = obs.index.astype(str)
+    label = obs["perturbagen"] + " in " + obs["cell_line"]
+    codes, names = pd.factorize(label)
+    first = obs.iloc[np.unique(codes, return_index=True)[1]]
+    bits = dict(zip(first["smiles"].unique(), morgan(first["smiles"].unique())))
+    fingerprints = np.stack([bits[smiles] for smiles in first["smiles"]])
+    cells = pd.get_dummies(first["cell_line"]).to_numpy(np.float32)
+    table = first[["perturbagen", "cell_line", "smiles", "part"]].set_axis(pd.Index(names, dtype=str))
+    data = cge.EnvironmentData(
+        x=x,
+        env=torch.from_numpy(codes.astype(np.int64)),
+        gene_names=genes,
+        env_names=list(names),
+        env_features=torch.from_numpy(np.concatenate([fingerprints, cells], 1)),
+        obs=obs[["perturbagen", "cell_line", "part"]],
+        env_table=table,
+    )
+    cge.write_h5ad(data, out)
+    return data
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    print(convert(Path(sys.argv[1]), Path(sys.argv[2])))
