@@ -25,7 +25,10 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
-Data = Annotated[Path, typer.Option("--data", help="An .h5ad file (pyro-cge prepare or simulate, or your own).")]
+Data = Annotated[
+    Path,
+    typer.Option("--data", help="An .h5ad file (pyro-cge prepare or simulate, or your own), or a CSV or TSV table."),
+]
 EnvKey = Annotated[str | None, typer.Option(help="obs column that names the environment (files not written by us).")]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
 Overrides = Annotated[list[str], typer.Option("--set", help="key=value, may be repeated.")]
@@ -212,9 +215,13 @@ def predict(
 
 
 def _read(path: Path, env_key: str | None) -> Any:
+    if {".csv", ".tsv", ".txt"} & set(path.suffixes):
+        from .data.tables import read_table
+
+        return read_table(path, env_column=env_key or "environment")
     from .data.anndata import read_h5ad
 
-    return read_h5ad(path) if env_key is None else read_h5ad(path, env_key=env_key)
+    return read_h5ad(path, env_key=env_key)
 
 
 def _new_folder(path: Path) -> None:
@@ -224,23 +231,23 @@ def _new_folder(path: Path) -> None:
         raise ConfigError(f"{path} exists and is not an empty folder: choose another with --out, or remove it")
 
 
-def _table(rows: dict[str, dict[str, float]]) -> pd.DataFrame:
+def _table(columns: dict[str, dict[str, float]]) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.DataFrame(rows).T
+    return pd.DataFrame(columns)
 
 
 def _show(table: pd.DataFrame) -> None:
-    """A table on the terminal, one row a model."""
+    """A table on the terminal: a row a figure, a column a model or part."""
     from rich.console import Console
     from rich.table import Table
 
     drawn = Table(show_edge=False)
     drawn.add_column("")
     for column in table.columns:
-        drawn.add_column(str(column).replace("_", " "), justify="right")
+        drawn.add_column(str(column), justify="right")
     for name, row in table.iterrows():
-        drawn.add_row(str(name), *("–" if value != value else f"{value:.3g}" for value in row))
+        drawn.add_row(str(name).replace("_", " "), *("–" if value != value else f"{value:.3g}" for value in row))
     Console(width=None if sys.stdout.isatty() else 160).print(drawn)
 
 

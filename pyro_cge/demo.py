@@ -59,7 +59,7 @@ def demo(out: Path, seed: int = 0, epochs: int = 80, say: Callable[[str], None] 
             metrics.reconstruction_loss(outside.x, mean.expand_as(outside.x)).mean()
         ),
     }
-    table = pd.DataFrame(rows).T
+    table = pd.DataFrame(rows)
     write_atomically(out / "table.csv", table.to_csv().encode())
     plots.learning_curves(histories)
     runs.save_figure(out / "learning_curves.png")

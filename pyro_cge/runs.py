@@ -172,7 +172,10 @@ def draw(result: Fit, data: EnvironmentData, folder: Path) -> None:
     truth = None if data.truth is None else data.truth.shift
     plots.interventions(shift, truth, matching, env_names=list(posterior.raw.env_names))
     save_figure(folder / "interventions.png")
-    plots.latent_pairs(posterior.latents(), posterior.raw.env, env_names=list(posterior.raw.env_names))
+    moving = shift.strength().sum(-1).argsort(descending=True)[:4].tolist()
+    plots.latent_pairs(
+        posterior.latents(), posterior.raw.env, env_names=list(posterior.raw.env_names), highlight=moving
+    )
     save_figure(folder / "latent_pairs.png")
     plt.close("all")
 

@@ -171,9 +171,12 @@ def column(table: pd.DataFrame, field: str, source: str | Path = "table") -> pd.
         return pd.Series(table.index, index=table.index, name="profile")
     if (name := spelling(table, field)) is None:
         spelled = f" (spelled {', '.join(SPELLINGS[field])})" if field in SPELLINGS else ""
+        present = (
+            f"there are {_some(table.columns, 20)}" if len(table.columns) else "the file says nothing of its profiles"
+        )
         raise DataError(
-            f"{source}: no column {field!r}{spelled}; there are {_some(table.columns, 20)}. "
-            "Join the side table that has it, or name another column"
+            f"{source}: no column {field!r}{spelled}; {present}. Join the side table that has it, name another column, "
+            "or make every profile an environment of its own (by profile)"
         )
     values = pd.Series(tidy(table[name]), index=table.index, name=field)
     if field == "dose":

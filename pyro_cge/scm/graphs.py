@@ -44,6 +44,8 @@ def hierarchical(layer_sizes: list[int], p: float, rng: np.random.Generator) -> 
 
     A node left without a parent gets one at random, so that depth is what ``layer_sizes`` says.
     """
+    if not layer_sizes or min(layer_sizes) < 1:
+        raise ConfigError(f"every layer needs at least one node, got layer_sizes={layer_sizes}")
     graph = empty(sum(layer_sizes))
     start = 0
     for above, below in itertools.pairwise(layer_sizes):

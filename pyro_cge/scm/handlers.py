@@ -7,6 +7,7 @@ Each is a context manager around any call of a model (``model(batch)``, ``model.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, cast
 
 import pyro.distributions as dist
@@ -23,9 +24,9 @@ class _Intervention(Messenger):
 
     def __init__(self, latent: int | Sequence[int] | None) -> None:
         super().__init__()
-        self.latents = None if latent is None else [latent] if isinstance(latent, int) else list(latent)
+        self.latents = None if latent is None else [int(latent)] if isinstance(latent, Integral) else list(latent)
 
-    def _overwrite(self, values: Tensor, nodes: Sequence[int], new: Tensor | float) -> Tensor:
+    def _overwrite(self, values: Tensor, nodes: Sequence[int], new: Tensor | float, d: int) -> Tensor:
         """``values [..., k]`` of ``nodes``, with the touched columns replaced.
 
         For one latent ``new`` is a number or ``[..., n]``; for several a number or ``[..., n or 1, len(latents)]``;
@@ -33,6 +34,11 @@ class _Intervention(Messenger):
         """
         new = torch.as_tensor(new, dtype=values.dtype, device=values.device)
         if self.latents is None:
+            if not new.dim() or new.shape[-1] != d:
+                raise ConfigError(
+                    f"{type(self).__name__} without latent= needs one value a latent [..., {d}], NaN for untouched, "
+                    f"got shape {list(new.shape)}"
+                )
             block = new[..., list(nodes)]
             return torch.where(block.isnan(), values, block)
         wanted = [k for k, node in enumerate(nodes) if node in self.latents]
@@ -89,10 +95,10 @@ class NoiseIntervention(_Intervention):
         if not msg["infer"].get("exogenous"):
             return
         law = msg["fn"].base_dist
-        self._check(law.loc.shape[-1])
-        nodes = range(law.loc.shape[-1])
-        loc = law.loc if self.loc is None else self._overwrite(law.loc, nodes, self.loc)
-        scale = law.scale if self.scale is None else self._overwrite(law.scale, nodes, self.scale)
+        d = law.loc.shape[-1]
+        self._check(d)
+        loc = law.loc if self.loc is None else self._overwrite(law.loc, range(d), self.loc, d)
+        scale = law.scale if self.scale is None else self._overwrite(law.scale, range(d), self.scale, d)
         msg["fn"] = dist.Normal(loc, scale).to_event(1)
         if msg["value"] is not None:
             msg["value"] = loc + scale * (msg["value"] - law.loc) / law.scale
@@ -117,7 +123,7 @@ class HardIntervention(_Intervention):
         inputs: LayerInputs | None = msg["infer"].get("layer")
         if inputs is not None:
             self._check(inputs.d)
-            _rewrite(msg, self._overwrite(msg["value"], inputs.nodes, self.value))
+            _rewrite(msg, self._overwrite(msg["value"], inputs.nodes, self.value, inputs.d))
 
 
 class MechanismIntervention(_Intervention):
@@ -144,7 +150,7 @@ class MechanismIntervention(_Intervention):
         super().__init__(latent)
         if (gain is None) == (function is None):
             raise ConfigError("MechanismIntervention needs exactly one of gain and function")
-        if function is not None and not isinstance(latent, int):
+        if function is not None and not isinstance(latent, Integral):
             raise ConfigError("MechanismIntervention(function=...) changes a single latent: give its number")
         self.gain, self.function = gain, function
 
@@ -158,11 +164,15 @@ class MechanismIntervention(_Intervention):
             if self.latents[0] in inputs.nodes:
                 own = inputs.noise[..., inputs.nodes.index(self.latents[0])]
                 new = self.function(inputs.parents, own)
-                _rewrite(msg, self._overwrite(msg["value"], inputs.nodes, new))
+                _rewrite(msg, self._overwrite(msg["value"], inputs.nodes, new, inputs.d))
         elif inputs.mechanism is not None:
-            gain = self._overwrite(torch.ones_like(msg["value"]), inputs.nodes, cast(Any, self.gain))
-            effect = gain * inputs.mechanism.effect(inputs.parents)
-            _rewrite(msg, inputs.mechanism.combine(effect, inputs.noise))
+            none = torch.full_like(msg["value"], torch.nan)
+            gain = self._overwrite(none, inputs.nodes, cast(Any, self.gain), inputs.d)
+            untouched = gain.isnan()
+            effect = torch.where(untouched, 1.0, gain) * inputs.mechanism.effect(inputs.parents)
+            new = inputs.mechanism.combine(effect, inputs.noise)
+            # Only the touched columns: another handler may have set the others.
+            _rewrite(msg, torch.where(untouched, msg["value"], new))
 
 
 def _rewrite(msg: dict[str, Any], value: Tensor) -> None:

@@ -77,16 +77,16 @@ class LatentSCM(nn.Module):
         noises = ordered.split(self._widths, -1)
         done: list[Tensor] = []
         for layer, (nodes, noise) in enumerate(zip(self.layers, noises, strict=True)):
-            parents = torch.cat(done, -1) if len(done) > 1 else done[0] if done else noise[..., :0]
+            parents = _join(done) if done else noise[..., :0]
             mechanism = cast(Mechanism, self.mechanisms[layer - 1]) if layer else None
             value = noise if mechanism is None else mechanism(parents, noise)
             done.append(_assign(layer + 1, value, LayerInputs(self.d, nodes, parents, noise, mechanism)))
-        c = torch.cat(done, -1) if len(done) > 1 else done[0]
+        c = _join(done)
         return c if self._trivial else c.index_select(-1, self.inverse)
 
     def causes(self, trace: poutine.Trace) -> Tensor:
         """Causes ``c [..., n, d]`` put together from the layer sites of a trace."""
-        c = torch.cat([cast(Tensor, trace.nodes[layer_site(i + 1)]["value"]) for i in range(len(self.layers))], -1)
+        c = _join([cast(Tensor, trace.nodes[layer_site(i + 1)]["value"]) for i in range(len(self.layers))])
         return c.index_select(-1, self.inverse)
 
 
@@ -112,6 +112,16 @@ class LayerInputs:
     parents: Tensor
     noise: Tensor
     mechanism: Mechanism | None
+
+
+def _join(blocks: list[Tensor]) -> Tensor:
+    """Columns of several layers side by side; an intervention may have given some of them more leading dimensions."""
+    if len(blocks) == 1:
+        return blocks[0]
+    if any(block.shape[:-1] != blocks[0].shape[:-1] for block in blocks):
+        shape = torch.broadcast_shapes(*(block.shape[:-1] for block in blocks))
+        blocks = [block.expand(*shape, block.shape[-1]) for block in blocks]
+    return torch.cat(blocks, -1)
 
 
 def _assign(layer: int, value: Tensor, inputs: LayerInputs) -> Tensor:

@@ -72,6 +72,8 @@ class GroundTruth(CellModel):
         gene_names: Sequence[str],
         noise_sd: Tensor,
     ) -> None:
+        if environments.d != scm.d:
+            raise ConfigError(f"these environments act on {environments.d} latents, the truth has {scm.d}")
         shift = NoiseShift(environments.shift.loc, environments.shift.log_scale + noise_sd.log())
         super().__init__(TablePrior(environments.schema(gene_names), shift), scm, decoder)
         self.environments, self.gene_names, self.noise_sd = environments, list(gene_names), noise_sd
@@ -87,8 +89,6 @@ class GroundTruth(CellModel):
 
     def under(self, environments: Environments) -> GroundTruth:
         """The same cell in other environments (out of distribution, say): SCM and decoder are shared."""
-        if environments.d != self.d:
-            raise ConfigError(f"these environments act on {environments.d} latents, the truth has {self.d}")
         return GroundTruth(environments, self.scm, self.decoder, self.gene_names, self.noise_sd)
 
     @torch.no_grad()
@@ -142,6 +142,8 @@ class GroundTruth(CellModel):
         """
         if data.truth is None:
             raise ConfigError("counterfactuals of the truth need simulated data (data.truth)")
+        if list(data.env_names) != list(self.environments.names):
+            raise ConfigError("these data are from other environments than the truth's own: use truth.under(environments)")
         [target] = data.environments([environment])
         source, goal = data.env, torch.full_like(data.env, target)
         z = data.truth.z
