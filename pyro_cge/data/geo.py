@@ -283,7 +283,8 @@ def _filled(frame: pd.DataFrame, table: pd.DataFrame, ids: pd.Index, key: str, s
         )
     added = table.reindex(ids)
     added.index = frame.index
-    return frame.combine_first(added)[[*frame.columns, *added.columns.difference(frame.columns, sort=False)]]
+    filled = {n: frame[n].where(frame[n].notna(), added[n]) if n in added.columns else frame[n] for n in frame.columns}
+    return pd.DataFrame(filled | {n: added[n] for n in added.columns if n not in filled}, index=frame.index)
 
 
 def _some(names: Sequence[object] | pd.Index, limit: int = 5) -> str:

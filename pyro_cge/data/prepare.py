@@ -92,7 +92,7 @@ def prepare(
         observed.append(obs)
         variables.append(_renamed(var, gene_id, path))
     source = paths[0].name if len(paths) == 1 else f"{len(paths)} files"
-    obs = pd.concat(observed)
+    obs = pd.concat([own.dropna(axis=1, how="all") for own in observed])
     if obs.index.has_duplicates:
         repeated = obs.index[obs.index.duplicated()][0]
         raise DataError(f"{source}: profile {repeated!r} is in two of the files; give each file once")

@@ -79,6 +79,7 @@ def test_our_gctx_is_read_by_cmappy(tmp_path):
     from cmapPy.pandasGEXpress.parse_gctx import parse
 
     e = expression()
+    e.obs["pert_idose"] = "10 um"  # cmapPy reads ASCII
     write_gctx(tmp_path / "e.gctx", e)
     theirs = parse(str(tmp_path / "e.gctx"), convert_neg_666=False)
     np.testing.assert_array_equal(theirs.data_df.to_numpy().T, e.x)
