@@ -1,71 +1,49 @@
-"""A packed L1000 set, ``NAME.npz`` with ``NAME_obs.csv.gz``, as ``.h5ad`` for ``run.py``.
+"""Turn ``NAME.npz`` (``X``, ``gene``) and ``NAME_obs.csv.gz`` into the ``.h5ad`` that ``run.py`` reads.
 
-    python benchmarks/l1000_models/convert.py l1000_level5_gps24.npz gps24.h5ad
-
-The ``.npz`` holds ``X [n, g]`` and ``gene [g]``; the CSV has a row per profile with ``compound_key`` (InChIKey
-skeleton), ``part`` (train or val), cell line, dose and time where known. SMILES come from its column ``smiles`` or
-from ``split_compounds.csv`` in the same folder. Environment = compound, features = Morgan fingerprint. Profiles
-without compound or SMILES are left out, and counted on the screen.
+``python convert.py NAME.npz OUT.h5ad``. The obs table needs ``compound_key``, ``cell_id``, ``smiles`` and ``part``.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
-from pyro_cge.data.anndata import write_h5ad
-from pyro_cge.data.assemble import to_environment_data
-from pyro_cge.data.environment import EnvironmentData
-from pyro_cge.data.files import check_writable
-from pyro_cge.data.geo import as_ids
-from pyro_cge.data.l1000 import Expression
-from pyro_cge.errors import DataError
+import pyro_cge as cge
+from pyro_cge.data.fingerprints import morgan
 
 
-def convert(npz: Path, radius: int = 2, n_bits: int = 2048) -> EnvironmentData:
-    """The profiles of known structure as ``EnvironmentData``, environment = compound."""
-    beside = npz.with_name(f"{npz.stem}_obs.csv.gz")
-    if not npz.is_file() or not beside.is_file():
-        raise DataError(f"{npz}: needs both this file and {beside.name} beside it")
-    with np.load(npz, allow_pickle=False) as packed:
-        x, genes = packed["X"].astype(np.float32), as_ids(packed["gene"])
-    obs = pd.read_csv(beside).dropna(axis=1, how="all")
-    obs.index = pd.Index([f"{npz.stem}:{row}" for row in range(len(obs))], dtype=object)
-    if "compound_key" not in obs.columns:
-        raise DataError(f"{beside}: no column 'compound_key'; there are {', '.join(obs.columns)}")
-    # One SMILES a compound: stereo-isomers share a skeleton, and an environment has one fingerprint.
-    compounds = npz.with_name("split_compounds.csv")
-    if compounds.is_file():
-        smiles = pd.read_csv(compounds).dropna(subset=["smiles"]).drop_duplicates("compound_key")
-    elif "smiles" in obs.columns:
-        smiles = obs.dropna(subset=["compound_key", "smiles"]).drop_duplicates("compound_key")
-    else:
-        raise DataError(f"{beside}: no column 'smiles', and no {compounds.name} beside it")
-    known = dict(zip(smiles["compound_key"], smiles["smiles"], strict=True))
-    obs["perturbagen"] = obs["compound_key"]
-    keep = obs["compound_key"].isin(known).to_numpy()
-    expression = Expression(x[keep], obs[keep], pd.DataFrame(index=genes), npz.name)
-    return to_environment_data(expression, features=("fingerprint",), smiles=known, radius=radius, n_bits=n_bits)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("npz", type=Path)
-    parser.add_argument("out", type=Path)
-    arguments = parser.parse_args()
-    try:
-        check_writable(arguments.out)
-        data = convert(arguments.npz)
-        write_h5ad(data, arguments.out)
-    except DataError as error:
-        raise SystemExit(f"error: {error}") from None
-    print(data)
-    if "part" in data.obs.columns:
-        print(data.obs["part"].value_counts().to_dict())
+def convert(source: Path, out: Path) -> cge.EnvironmentData:
+    """Environment = perturbagen × cell line; features = Morgan bits of the perturbagen, then cell line one-hot."""
+    with np.load(source, allow_pickle=False) as arrays:
+        x, genes = torch.from_numpy(arrays["X"].astype(np.float32)), [str(name) for name in arrays["gene"]]
+    obs = pd.read_csv(source.with_name(source.stem + "_obs.csv.gz"))
+    obs = obs.rename(columns={"compound_key": "perturbagen", "cell_id": "cell_line"})
+    obs.index = obs.index.astype(str)
+    label = obs["perturbagen"] + " in " + obs["cell_line"]
+    codes, names = pd.factorize(label)
+    first = obs.iloc[np.unique(codes, return_index=True)[1]]
+    bits = dict(zip(first["smiles"].unique(), morgan(first["smiles"].unique())))
+    fingerprints = np.stack([bits[smiles] for smiles in first["smiles"]])
+    cells = pd.get_dummies(first["cell_line"]).to_numpy(np.float32)
+    table = first[["perturbagen", "cell_line", "smiles", "part"]].set_axis(pd.Index(names, dtype=str))
+    data = cge.EnvironmentData(
+        x=x,
+        env=torch.from_numpy(codes.astype(np.int64)),
+        gene_names=genes,
+        env_names=list(names),
+        env_features=torch.from_numpy(np.concatenate([fingerprints, cells], 1)),
+        obs=obs[["perturbagen", "cell_line", "part"]],
+        env_table=table,
+    )
+    cge.write_h5ad(data, out)
+    return data
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    print(convert(Path(sys.argv[1]), Path(sys.argv[2])))
