@@ -17,7 +17,7 @@ demo: venv
 	$(BIN)/pyro-cge demo --out demo
 
 test: venv
-	$(BIN)/python -m pytest -q -m 'not slow' $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m 'not slow' $(TESTS)
 
 test-slow: venv
 	$(BIN)/python -m pytest -q -m slow $(TESTS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +11,9 @@ import pyro
 import torch
 from torch import Tensor
 
+from .data.align import align, training_rows
 from .data.environment import Batch, EnvironmentData
 from .data.standardize import Standardizer
-from .errors import DataError
 from .guides.amortized import AmortizedGuide
 from .models.cell import CellModel
 from .objectives.elbo import iwae_bound
@@ -168,12 +167,16 @@ class Posterior:
         DataError
             For an environment that was not in training, in a model that knows environments by name only.
         """
-        table, rows = self.raw.schema(), None
-        if isinstance(environments, EnvironmentData):
+        table = self.raw.schema()
+        rows = list(range(table.n_envs))
+        if isinstance(environments, EnvironmentData) and self.schema.n_features is None:
+            rows = training_rows(list(environments.env_names), self.schema)
+        elif isinstance(environments, EnvironmentData):
             table = align(environments.schema(), self.schema)
+            rows = list(range(table.n_envs))
         elif environments is not None:
             rows = table.environments(environments)
-        env = torch.arange(table.n_envs) if rows is None else torch.tensor(rows)
+        env = torch.tensor(rows, dtype=torch.long)
         with isolated(seed):
             return self.scaler.inverse(
                 self.model.predict(table.to(self.device).cells(env.to(self.device)), n_samples).cpu()
@@ -249,36 +252,3 @@ class Posterior:
     def _by_environment(self, values: Tensor) -> pd.DataFrame:
         index = pd.Index(self.raw.env_names, name="environment")
         return pd.DataFrame(values.numpy(), index=index, columns=self._latent_names())
-
-
-def align(data: EnvironmentData, schema: EnvironmentData) -> EnvironmentData:
-    """Bring data into a model's terms: genes by name; environments by name where they have no features.
-
-    Raises
-    ------
-    DataError
-        If genes or features are missing, features differ in number, or an environment without features was not in
-        training.
-    """
-    data = data.genes(schema.gene_names)
-    if schema.n_features is not None:
-        if data.n_features != schema.n_features:
-            given = "none" if data.n_features is None else str(data.n_features)
-            raise DataError(
-                f"the model was trained with {schema.n_features} environment features, the data have {given}: "
-                "prepare both with the same features"
-            )
-        return data
-    if list(data.env_names) == list(schema.env_names):
-        return data
-    present = sorted(set(data.env.tolist())) if data.n else range(data.n_envs)
-    names = [data.env_names[e] for e in present]
-    known = set(schema.env_names)
-    if unseen := [name for name in names if name not in known]:
-        raise DataError(
-            f"environments {unseen[:5]} were not in training, and this model knows environments by name only. "
-            "Train with environment features (fingerprints, dose, …) to predict unseen environments."
-        )
-    row = torch.zeros(data.n_envs, dtype=torch.long)
-    row[list(present)] = torch.tensor(schema.environments(names), dtype=torch.long)
-    return replace(schema, x=data.x, env=row.to(data.env.device)[data.env], obs=data.obs, truth=None)

@@ -14,6 +14,7 @@ import torch
 import pyro_cge as cge
 
 matplotlib.use("Agg")
+torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,9 @@ MEGABYTE = 1_000_000
 def execute(script: Path) -> nbformat.NotebookNode:
     """The executed notebook of a percent script."""
     notebook = jupytext.read(script)
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}).execute()
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
+    ).execute()
     # Ids and times change from run to run and say nothing.
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"

@@ -17,7 +17,7 @@ from .files import replacing
 from .geo import as_ids, check_ids, tidy
 
 _MATRIX, _PROFILES, _GENES = "/0/DATA/0/matrix", "/0/META/COL", "/0/META/ROW"
-_TILE_BYTES = 16 * 2**20
+_TILE_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ def read_gct(
     genes, profiles : sequences of ids, optional
         Default all, in file order.
     block_rows : int, optional
-        Profiles of a GCTX file read at a time; by default about 16 MiB of them.
+        Profiles of a GCTX file read at a time; by default about 8 MiB of them.
 
     Raises
     ------
@@ -224,7 +224,9 @@ def _read_gctx(
         for r, c, tile in _tiles(file[_MATRIX], rows, columns, block_rows):
             tile[tile == -666] = np.nan
             x[np.ix_(r, c)] = tile
-    return Expression(x, obs.iloc[rows], var.iloc[columns], str(path))
+    # Metadata are copied only where a part of them is wanted.
+    obs = obs if profiles is None else obs.iloc[rows]
+    return Expression(x, obs, var if genes is None else var.iloc[columns], str(path))
 
 
 def _tiles(

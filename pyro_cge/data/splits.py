@@ -13,6 +13,7 @@ import pandas as pd
 from ..errors import DataError
 from .environment import EnvironmentData
 from .files import replacing
+from .geo import spelling
 
 _PARTS = {"train": "train", "val": "valid", "valid": "valid", "validation": "valid", "test": "test"}
 
@@ -172,8 +173,9 @@ def _perturbagen(data: EnvironmentData) -> np.ndarray:
 
 
 def _column(data: EnvironmentData, name: str) -> np.ndarray:
-    if name in data.obs.columns:
-        return data.obs[name].to_numpy(dtype=object)
+    # A perturbagen may have been measured in several cell lines: profiles know better than environments.
+    if (spelled := spelling(data.obs, name)) is not None:
+        return data.obs[spelled].to_numpy(dtype=object)
     if name in data.env_table.columns:
         return data.env_table[name].to_numpy(dtype=object)[data.env.cpu().numpy()]
     return _obs_column(data, name).to_numpy(dtype=object)

@@ -24,7 +24,7 @@ class _Intervention(Messenger):
 
     def __init__(self, latent: int | Sequence[int] | None) -> None:
         super().__init__()
-        self.latents = None if latent is None else [int(latent)] if isinstance(latent, Integral) else list(latent)
+        self.latents = None if latent is None else [int(latent)] if isinstance(latent, int | Integral) else list(latent)
 
     def _overwrite(self, values: Tensor, nodes: Sequence[int], new: Tensor | float, d: int) -> Tensor:
         """``values [..., k]`` of ``nodes``, with the touched columns replaced.
@@ -150,7 +150,7 @@ class MechanismIntervention(_Intervention):
         super().__init__(latent)
         if (gain is None) == (function is None):
             raise ConfigError("MechanismIntervention needs exactly one of gain and function")
-        if function is not None and not isinstance(latent, Integral):
+        if function is not None and not isinstance(latent, int | Integral):
             raise ConfigError("MechanismIntervention(function=...) changes a single latent: give its number")
         self.gain, self.function = gain, function
 

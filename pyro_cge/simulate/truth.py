@@ -143,7 +143,9 @@ class GroundTruth(CellModel):
         if data.truth is None:
             raise ConfigError("counterfactuals of the truth need simulated data (data.truth)")
         if list(data.env_names) != list(self.environments.names):
-            raise ConfigError("these data are from other environments than the truth's own: use truth.under(environments)")
+            raise ConfigError(
+                "these data are from other environments than the truth's own: use truth.under(environments)"
+            )
         [target] = data.environments([environment])
         source, goal = data.env, torch.full_like(data.env, target)
         z = data.truth.z

@@ -43,11 +43,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise CheckpointError(
             f"cannot write {path}: {error.strerror or error}. Choose a folder you may write to, with enough space."
         ) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -75,6 +76,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
+    if path.is_dir():
+        raise CheckpointError(f"cannot read {path}: it is a folder, expected a .safetensors file")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = (file.metadata() or {}).get("pyro_cge")
@@ -90,8 +93,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"cannot read {path}: it is {kind} ({error})") from error
     if header is None:
         raise CheckpointError(f"{path} is a safetensors file, but not one of pyro_cge (no manifest in its header)")
-    manifest = json.loads(header)
-    if manifest["format"] > FORMAT:
+    try:
+        manifest = json.loads(header)
+        newer = int(manifest["format"]) > FORMAT
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"cannot read {path}: the manifest in its header is damaged ({error!r})") from error
+    if newer:
         raise CheckpointError(
             f"{path} has format {manifest['format']}, this version reads up to {FORMAT}: upgrade pyro_cge"
         )

@@ -15,6 +15,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ..data.align import align
 from ..data.environment import Batch, EnvironmentData
 from ..data.standardize import Standardizer
 from ..errors import ConfigError, DataError, NonFiniteLossError
@@ -137,13 +138,18 @@ def fit(
     objective = Elbo() if objective is None else objective
     device = torch.device(device) if device is not None else _device_of(model)
     settings = {
-        "objective": repr(objective),
+        "objective": _described(objective),
+        "optimizer": "default" if optimizer is None else _described(optimizer),
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
         "kl_warmup": kl_warmup,
         "clip": clip,
-        "validation": validation if isinstance(validation, float) else None if validation is None else "data",
+        "validation": validation
+        if isinstance(validation, float)
+        else None
+        if validation is None
+        else validation.digest,
         "patience": patience,
         "standardize": standardize,
         "seed": seed,
@@ -152,7 +158,7 @@ def fit(
     train_rows, valid_rows = _hold_out(data, validation, seed)
     train = data.rows(train_rows) if len(valid_rows) else data
     valid = validation if isinstance(validation, EnvironmentData) else data.rows(valid_rows)
-    valid = valid.genes(data.gene_names)
+    valid = align(valid, data.schema())
     scaler = Standardizer.fit(train) if standardize else Standardizer.identity(data.gene_names)
     train, valid = scaler.transform(train).to(device), scaler.transform(valid).to(device)
     model.to(device), guide.to(device)
@@ -239,7 +245,7 @@ def _train_epoch(
         terms = objective(model, guide, batch, warmup=warmup)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(parameters, clip, foreach=True)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
         if not (terms["loss"].detach() + norm).isfinite():
             site = _blame(modules, batch)
             raise NonFiniteLossError(
@@ -250,6 +256,7 @@ def _train_epoch(
                 epoch=epoch,
                 batch=number,
             )
+        nn.utils.clip_grads_with_norm_(parameters, clip, norm, foreach=True)
         optimizer.step()
         for name, value in {**terms, "grad_norm": norm}.items():
             totals[name] = totals.get(name, 0.0) + value.detach() * len(batch)
@@ -273,6 +280,12 @@ def _blame(modules: Mapping[str, Any], batch: Batch) -> str:
             if parameter.grad is not None and not parameter.grad.isfinite().all():
                 return f"gradient of {prefix}.{name}"
     return "x"
+
+
+def _described(part: object) -> str:
+    """A name that is the same in every process: the repr, unless it holds a memory address."""
+    text = repr(part)
+    return text if " at 0x" not in text else str(getattr(part, "__qualname__", type(part).__qualname__))
 
 
 def _hold_out(

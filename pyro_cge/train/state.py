@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,11 +37,14 @@ class TrainingState:
 
     def record(self, row: dict[str, float]) -> None:
         self.history.append(row)
-        held_out = "valid_loss" in row
-        if not held_out or self.best_epoch < 0 or row["valid_loss"] < self.history[self.best_epoch]["valid_loss"]:
+        loss = row.get("valid_loss")
+        if loss is None or not self.best:
             self.best_epoch = self.epoch - 1
-            if held_out:
-                self.best = {k: v.clone() for k, v in self._weights().items()}
+        if loss is None or not math.isfinite(loss):
+            return
+        if not self.best or loss < self.history[self.best_epoch]["valid_loss"]:
+            self.best_epoch = self.epoch - 1
+            self.best = {k: v.clone() for k, v in self._weights().items()}
 
     def exhausted(self, patience: int | None, kl_warmup: int) -> bool:
         if patience is None or not self.best:

@@ -103,7 +103,12 @@ def test_an_optimizer_with_other_state_resumes_to_the_bit(data, path):
 
 @pytest.mark.parametrize(
     ("change", "name"),
-    [({"lr": 1e-3}, "lr"), ({"seed": 4}, "seed"), ({"batch_size": 32}, "batch_size"), ({"validation": 0.3}, "validation")],
+    [
+        ({"lr": 1e-3}, "lr"),
+        ({"seed": 4}, "seed"),
+        ({"batch_size": 32}, "batch_size"),
+        ({"validation": 0.3}, "validation"),
+    ],
 )
 def test_changed_settings_are_refused_by_name(data, path, change, name):
     run(data, 1, path)
@@ -177,7 +182,9 @@ class Trap:
         return (open, (self.target, "w"))
 
 
-@pytest.fixture(params=["truncated", "header only", "empty", "garbage", "text", "zip pickle", "legacy pickle", "pickle"])
+@pytest.fixture(
+    params=["truncated", "header only", "empty", "garbage", "text", "zip pickle", "legacy pickle", "pickle"]
+)
 def bad_file(request, data, tmp_path):
     path, trap = tmp_path / "bad.safetensors", tmp_path / "executed"
     if request.param in ("truncated", "header only"):
@@ -303,39 +310,51 @@ def test_training_leaves_one_file(data, path):
 
 # Killed
 
+# Imports once, then forks a training run for every line it is sent, and reports how the run ended.
 TRAINING = """
-import sys, torch
+import os, sys, torch
 torch.set_num_threads(1)
 import pyro_cge as cge
 environments = cge.simulate.random_shifts(2, 3, sd=2)
 data = cge.simulate.growing_network(n_latents=2, n_genes=4, environments=environments).sample(10)
-with cge.isolated(0):
-    model, guide = cge.environment_vae(data, 2, hidden=(4,))
-cge.fit(model, guide, data, epochs=10**6, patience=None, checkpoint=sys.argv[1], resume=True, progress=False)
+def train():
+    with cge.isolated(0):
+        model, guide = cge.environment_vae(data, 2, hidden=(4,))
+    path = sys.argv[1]
+    cge.fit(model, guide, data, epochs=10**6, patience=None, checkpoint=path, resume=True, progress=False)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        train()
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
 """
 
 
 def kill_and_load(path, n_kills, seed):
-    """Start training, kill it at a random moment after its checkpoint changed, load; again and again, resuming."""
+    """Train, kill at a random moment after the checkpoint changed, load; again and again, resuming each time."""
     rng, epochs = random.Random(seed), 0
-    for _ in range(n_kills):
-        before = path.stat().st_mtime_ns if path.exists() else None
-        process = subprocess.Popen([sys.executable, "-c", TRAINING, str(path)], stderr=subprocess.PIPE)
-        try:
-            started = time.monotonic()
-            while not path.exists() or path.stat().st_mtime_ns == before:
-                assert process.poll() is None, process.stderr.read().decode()
-                assert time.monotonic() - started < 60
-                time.sleep(0.005)
-            time.sleep(rng.uniform(0.02, 0.2))
-            assert process.poll() is None, process.stderr.read().decode()
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-        tensors, manifest = load_tensors(path)
-        assert len(manifest["history"]) > epochs, "training went on from where it was"
-        epochs = len(manifest["history"])
-        assert all(v.isfinite().all() for k, v in tensors.items() if v.is_floating_point())
+    command = [sys.executable, "-c", TRAINING, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        for _ in range(n_kills):
+            before = path.stat().st_mtime_ns if path.exists() else None
+            server.stdin.write("go\n")
+            server.stdin.flush()
+            child, started = int(server.stdout.readline()), time.monotonic()
+            try:
+                while not path.exists() or path.stat().st_mtime_ns == before:
+                    assert time.monotonic() - started < 60
+                    time.sleep(0.005)
+                time.sleep(rng.uniform(0.02, 0.2))
+            finally:
+                os.kill(child, signal.SIGKILL)
+            assert int(server.stdout.readline()) == signal.SIGKILL, "it was training until it was killed"
+            tensors, manifest = load_tensors(path)
+            assert len(manifest["history"]) > epochs, "training went on from where it was"
+            epochs = len(manifest["history"])
+            assert all(v.isfinite().all() for v in tensors.values() if v.is_floating_point())
+        server.stdin.close()
 
 
 def test_a_killed_run_always_leaves_a_whole_checkpoint(tmp_path):

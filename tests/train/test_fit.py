@@ -99,7 +99,12 @@ def test_history_has_a_row_an_epoch(data):
     fit = run(data)
     assert fit.history["epoch"].tolist() == [0, 1, 2, 3]
     terms = ["loss", "log_likelihood", "kl"]
-    assert set(fit.history) == {"epoch", "seconds", "grad_norm", *(f"{p}_{t}" for p in ("train", "valid") for t in terms)}
+    assert set(fit.history) == {
+        "epoch",
+        "seconds",
+        "grad_norm",
+        *(f"{p}_{t}" for p in ("train", "valid") for t in terms),
+    }
     assert np.isfinite(fit.history.to_numpy()).all()
     valid = fit.history
     np.testing.assert_allclose(valid["valid_loss"], valid["valid_kl"] - valid["valid_log_likelihood"], rtol=1e-5)
@@ -209,7 +214,11 @@ def test_a_validation_set_is_brought_into_environment_order(data):
     train, valid = data.rows(range(0, data.n, 2)), data.rows(range(1, data.n, 2))
     last = data.n_envs - 1
     reversed_ = replace(
-        valid, env=last - valid.env, env_names=list(valid.env_names)[::-1], control=[last], env_table=data.env_table[::-1]
+        valid,
+        env=last - valid.env,
+        env_names=list(valid.env_names)[::-1],
+        control=[last],
+        env_table=data.env_table[::-1],
     )
     a, b = run(train, validation=valid), run(train, validation=reversed_)
     assert a.history.drop(columns=SECONDS).equals(b.history.drop(columns=SECONDS))
@@ -259,9 +268,7 @@ def test_temperature_is_annealed(data):
     model, guide = parts(data)
     from pyro_cge.models.priors import annealed
 
-    cge.fit(
-        model, guide, data, epochs=3, validation=None, progress=False, on_epoch=annealed(model.prior, 2.0, 0.5, 3)
-    )
+    cge.fit(model, guide, data, epochs=3, validation=None, progress=False, on_epoch=annealed(model.prior, 2.0, 0.5, 3))
     assert float(model.prior.temperature) == pytest.approx(0.5)
 
 
@@ -283,10 +290,17 @@ def test_gradients_are_clipped(data):
     steps = {}
     for clip in (1e-3, 1e3):
         steps[clip] = run(
-            data, epochs=1, validation=None, clip=clip, batch_size=data.n, optimizer=lambda p: torch.optim.SGD(p, lr=1.0)
+            data,
+            epochs=1,
+            validation=None,
+            clip=clip,
+            batch_size=data.n,
+            optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
         )
     start = torch.nn.utils.parameters_to_vector([p for m in parts(data) for p in m.parameters()])
-    end = torch.nn.utils.parameters_to_vector([p for m in (steps[1e-3].model, steps[1e-3].guide) for p in m.parameters()])
+    end = torch.nn.utils.parameters_to_vector(
+        [p for m in (steps[1e-3].model, steps[1e-3].guide) for p in m.parameters()]
+    )
     assert float((end - start).detach().norm()) == pytest.approx(1e-3, rel=1e-2)
 
 

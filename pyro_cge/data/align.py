@@ -1,0 +1,67 @@
+"""Bringing data into a model's terms: genes and environments by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ..errors import DataError
+from .environment import EnvironmentData
+
+
+def align(data: EnvironmentData, schema: EnvironmentData) -> EnvironmentData:
+    """Genes in the schema's order by name; environments by name too, where they have no features.
+
+    Parameters
+    ----------
+    data : EnvironmentData
+    schema : EnvironmentData
+        Genes and environments a model was trained on (:meth:`EnvironmentData.schema`).
+
+    Returns
+    -------
+    EnvironmentData
+        With features, the data's own environments; without, those of the schema (controls included).
+
+    Raises
+    ------
+    DataError
+        If genes or features are missing, features differ in number, or an environment without features was not in
+        training.
+    """
+    data = data.genes(schema.gene_names)
+    if schema.n_features is not None:
+        if data.n_features != schema.n_features:
+            given = "none" if data.n_features is None else str(data.n_features)
+            raise DataError(
+                f"the model was trained with {schema.n_features} environment features, the data have {given}: "
+                "prepare both with the same features"
+            )
+        return data
+    same = list(data.env_names) == list(schema.env_names)
+    if same and data.control == schema.control:
+        return data
+    row = torch.zeros(data.n_envs, dtype=torch.long)
+    present = sorted(set(data.env.tolist()))
+    row[present] = torch.tensor(training_rows([data.env_names[e] for e in present], schema), dtype=torch.long)
+    return replace(
+        schema, x=data.x, env=row.to(data.env.device)[data.env], obs=data.obs, truth=data.truth if same else None
+    )
+
+
+def training_rows(names: list[str], schema: EnvironmentData) -> list[int]:
+    """Row numbers of environments of training by name, for a model that knows them by name only.
+
+    Raises
+    ------
+    DataError
+        If one was not in training.
+    """
+    known = set(schema.env_names)
+    if unseen := [name for name in names if name not in known]:
+        raise DataError(
+            f"unknown environments {unseen[:5]}: they were not in training, and this model knows environments by name "
+            "only. Train with environment features (fingerprints, dose, …) to predict unseen environments."
+        )
+    return schema.environments(names)

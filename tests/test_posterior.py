@@ -1,0 +1,373 @@
+"""What a fitted model says: units, names, shapes, and three different questions about expression."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import pyro_cge as cge
+from pyro_cge.data.standardize import Standardizer
+from pyro_cge.errors import DataError
+from pyro_cge.models.networks import soft_clamp
+from pyro_cge.posterior import align
+from pyro_cge.scm.graphs import chain
+
+D = 4
+
+
+def fitted(data, preset=cge.environment_vae, epochs=15, **options):
+    with cge.isolated(0):
+        model, guide = preset(data, D, hidden=(16,), **options)
+    return cge.fit(model, guide, data, epochs=epochs, batch_size=64, lr=1e-2, validation=None, progress=False)
+
+
+@pytest.fixture(scope="module")
+def raw(data):
+    """The data in units far from standardised."""
+    return replace(data, x=data.x * 7 + torch.linspace(-50, 900, data.g))
+
+
+@pytest.fixture(scope="module")
+def fit(raw):
+    return fitted(raw)
+
+
+@pytest.fixture(scope="module")
+def fit_featured(featured):
+    return fitted(featured, epochs=4)
+
+
+@pytest.fixture(scope="module")
+def post(fit, raw):
+    return fit.posterior(raw)
+
+
+def other_environments(data, names):
+    """The profiles of some environments as a data set of its own, environments in the order of ``names``."""
+    rows = data.environments(names)
+    keep = [i for i, e in enumerate(data.env.tolist()) if e in rows]
+    return cge.EnvironmentData(
+        x=data.x[keep],
+        env=torch.tensor([rows.index(int(data.env[i])) for i in keep]),
+        gene_names=data.gene_names,
+        env_names=names,
+        env_features=None if data.env_features is None else data.env_features[rows],
+        obs=data.obs.iloc[keep],
+        control=[names.index("control")] if "control" in names else [],
+    )
+
+
+# Shapes
+
+
+@pytest.mark.parametrize("which", ["fit", "fit_featured"])
+def test_shapes(which, request, raw, featured):
+    data = raw if which == "fit" else featured
+    post = request.getfixturevalue(which).posterior(data)
+    n, g, e = data.n, data.g, data.n_envs
+    assert post.shift().loc.shape == post.aggregate().loc.shape == (e, D)
+    assert post.targets().shape == (e, D) and post.latents().shape == post.latents("c").shape == (n, D)
+    assert post.samples(3).shape == (3, n, D)
+    assert post.reconstruct().shape == post.counterfactual("env 2").shape == (n, g)
+    assert post.predict(n_samples=3).shape == (e, g)
+    assert post.predict(["env 2", "control"], n_samples=3).shape == (2, g)
+    assert post.log_evidence(3).shape == (n,)
+    assert list(post.targets().index) == list(data.env_names)
+    assert list(post.latents().index) == list(data.obs.index)
+
+
+def test_latents_of_the_causes_follow_the_scm(raw):
+    with cge.isolated(0):
+        model = cge.CellModel(cge.DensePrior(raw, D), cge.LatentSCM(chain(D)), cge.LinearDecoder(D, raw.g))
+        guide = cge.AmortizedGuide(model)
+    post = cge.Posterior(model, guide, raw, Standardizer.fit(raw))
+    z, c = (torch.tensor(post.latents(kind).to_numpy()) for kind in ("z", "c"))
+    torch.testing.assert_close(c, model.scm(z).detach())
+    with pytest.raises(ValueError, match="'z' .*'c'"):
+        post.latents("x")
+
+
+def test_samples_have_the_posterior_mean_and_a_seed(post):
+    a, b = post.samples(400), post.samples(400)
+    assert torch.equal(a, b) and not torch.equal(a, post.samples(400, seed=1))
+    # 1,040 means of 400 draws each, sd below 1: six standard errors.
+    assert (a.mean(0) - torch.tensor(post.latents().to_numpy())).abs().max() < 6 * a.std(0).max() / 20
+
+
+def test_questions_leave_the_callers_random_state_alone(post):
+    before = torch.get_rng_state()
+    post.samples(3), post.predict(n_samples=2), post.log_evidence(2), post.targets(), post.reconstruct()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Bringing data into line
+
+
+def test_genes_are_reordered_by_name(fit, raw, post):
+    shuffled = raw.genes(list(raw.gene_names)[::-1])
+    again = fit.posterior(shuffled)
+    assert torch.equal(again.reconstruct(), post.reconstruct())
+    extra = replace(raw, x=torch.cat([raw.x.new_zeros(raw.n, 1), raw.x], 1), gene_names=["new", *raw.gene_names])
+    assert torch.equal(fit.posterior(extra).reconstruct(), post.reconstruct())
+    with pytest.raises(DataError, match="missing from the data: 'gene 29'"):
+        fit.posterior(raw.genes(list(raw.gene_names)[:-1]))
+
+
+def test_environments_are_matched_by_name(fit, raw, post):
+    names = ["env 7", "control", "env 2"]
+    some = other_environments(raw, names)
+    part = fit.posterior(some)
+    rows = raw.environments(names)
+    keep = [i for i, e in enumerate(raw.env.tolist()) if e in rows]
+    torch.testing.assert_close(part.reconstruct(), post.reconstruct()[keep])
+    torch.testing.assert_close(part.counterfactual("env 3"), post.counterfactual("env 3")[keep])
+    assert part.latents().equals(post.latents().iloc[keep]) or np.allclose(
+        part.latents(), post.latents().iloc[keep], atol=1e-5
+    )
+    targets = part.targets()
+    assert np.allclose(targets.loc[names], post.targets().loc[names], atol=1e-4)
+
+
+def test_an_unseen_environment_without_features_is_named(fit, raw):
+    renamed = replace(raw, env_names=["control", "a new drug", *raw.env_names[2:]])
+    with pytest.raises(DataError, match="'a new drug'.*not in training.*environment features"):
+        fit.posterior(renamed)
+
+
+def test_an_unseen_environment_without_profiles_does_no_harm(fit, raw, post):
+    wider = replace(
+        raw, env_names=[*raw.env_names, "never measured"], env_table=raw.env_table.reindex(range(raw.n_envs + 1))
+    )
+    torch.testing.assert_close(fit.posterior(wider).reconstruct(), post.reconstruct())
+
+
+def test_unseen_environments_with_features_are_answered(fit_featured, featured):
+    new = replace(featured, env_names=[f"new {e}" for e in range(featured.n_envs)], env_features=-featured.env_features)
+    post = fit_featured.posterior(new)
+    assert post.predict(n_samples=2).isfinite().all()
+    assert not torch.equal(post.shift().loc, fit_featured.posterior(featured).shift().loc)
+
+
+@pytest.mark.parametrize("columns", [None, 5])
+def test_another_number_of_features_is_refused(fit_featured, featured, columns):
+    features = None if columns is None else featured.env_features[:, :columns]
+    with pytest.raises(DataError, match=f"6 environment features, the data have {columns or 'none'}"):
+        fit_featured.posterior(replace(featured, env_features=features))
+
+
+def test_align_of_the_training_data_is_the_training_data(raw):
+    assert align(raw, raw.schema()) is raw
+
+
+def test_the_controls_of_training_stay_controls(fit, raw, post):
+    """Reference environments keep N(0, I) whatever the new data call their control."""
+    relabelled = replace(raw, control=[3])
+    torch.testing.assert_close(fit.posterior(relabelled).shift().loc, post.shift().loc)
+
+
+# Interventions
+
+
+def test_controls_do_not_move(post):
+    assert not post.shift().loc[0].any() and not post.shift().log_scale[0].any()
+    assert post.moves_latents
+
+
+@pytest.mark.parametrize("odds", [None, 0.2, 5.0])
+def test_targets_are_probabilities_by_the_formula(post, raw, odds):
+    targets = post.targets(odds)
+    assert ((targets >= 0) & (targets <= 1)).all(axis=None)
+    shift, (loc, scale) = post.shift(), (v.double() for v in post._encode())
+    prior = 1 / (D - 1) if odds is None else odds
+    for e in (0, 3):
+        for j in range(D):
+            m, s = float(shift.loc[e, j]), math.exp(float(shift.log_scale[e, j]))
+            log_factor = 0.0
+            for mu, sd in zip(loc[raw.env == e, j].tolist(), scale[raw.env == e, j].tolist()):
+                log_factor += -math.log(s) - ((mu - m) ** 2 + sd**2) / (2 * s**2) + (mu**2 + sd**2) / 2
+            expected = 1 / (1 + math.exp(min(-log_factor - math.log(prior), 700)))
+            assert targets.iloc[e, j] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_a_standard_prior_leaves_the_prior_odds(raw):
+    post = fitted(raw, cge.basic_vae, epochs=1).posterior(raw)
+    assert not post.moves_latents
+    np.testing.assert_allclose(post.targets(), 1 / D, rtol=1e-5)
+    np.testing.assert_allclose(post.targets(3.0), 0.75, rtol=1e-5)
+
+
+def test_a_single_latent_has_targets(raw):
+    with cge.isolated(0):
+        model, guide = cge.environment_vae(raw, 1, hidden=(4,))
+    targets = cge.Posterior(model, guide, raw, Standardizer.fit(raw)).targets()
+    assert targets.shape == (raw.n_envs, 1) and ((targets >= 0) & (targets <= 1)).all(axis=None)
+
+
+def test_aggregate_is_the_moments_of_the_samples(post, raw):
+    draws = post.samples(2000)
+    shift = post.aggregate()
+    centre = draws[:, raw.env == 0].mean((0, 1))
+    for e in (0, 4):
+        mine = draws[:, raw.env == e].flatten(0, 1)
+        torch.testing.assert_close(shift.loc[e], mine.mean(0) - centre, atol=0.05, rtol=0)
+        torch.testing.assert_close(shift.scale[e], mine.std(0), atol=0, rtol=0.05)
+    few = post.model, post.guide, raw.rows(range(40)), post.scaler
+    empty = cge.Posterior(*few, schema=post.schema).aggregate()
+    assert not empty.loc[2:].any() and not empty.log_scale[2:].any()
+
+
+# Expression
+
+
+def test_reconstructions_are_in_raw_units(post, raw):
+    reconstruction = post.reconstruct()
+    error = (reconstruction - raw.x).square().mean(0)
+    assert (error.sum() / raw.x.var(0).sum()) < 0.6
+    assert ((reconstruction.mean(0) - raw.x.mean(0)).abs() < 0.5 * raw.x.std(0)).all()
+
+
+def test_predictions_are_in_raw_units_and_by_name(post, raw):
+    everything = post.predict(n_samples=200)
+    assert ((everything.mean(0) - raw.x.mean(0)).abs() < raw.x.std(0)).all()
+    some = post.predict(["env 3", "control"], n_samples=20)
+    assert torch.equal(some, post.predict(["env 3", "control"], n_samples=20))
+    with cge.NoiseIntervention(list(range(D)), scale=1e-6):  # no Monte Carlo error left
+        torch.testing.assert_close(
+            post.predict(["env 3", "control"], 1), post.predict(n_samples=1)[[3, 0]], rtol=0, atol=1e-2
+        )
+    with pytest.raises(DataError, match="unknown environments.*nowhere"):
+        post.predict(["nowhere"])
+
+
+def test_predict_of_a_table_has_its_rows_in_its_order(post, raw, fit_featured, featured):
+    names = ["env 5", "control", "env 2"]
+    table = other_environments(raw, names)
+    assert post.predict(table, 5).shape == (3, raw.g)
+    torch.testing.assert_close(post.predict(table, 5), post.predict(names, 5))
+    with_features = fit_featured.posterior(featured)
+    table = other_environments(featured, names)
+    torch.testing.assert_close(with_features.predict(table, 5), with_features.predict(names, 5))
+
+
+def test_predict_sees_no_treated_profile(fit, raw):
+    changed = replace(raw, x=torch.where((raw.env > 0).unsqueeze(1), raw.x + 100, raw.x))
+    assert torch.equal(fit.posterior(raw).predict(n_samples=3), fit.posterior(changed).predict(n_samples=3))
+
+
+def test_predict_answers_what_if(post):
+    with cge.NoiseIntervention(1, loc=30.0):
+        moved = post.predict(n_samples=5)
+    assert not torch.allclose(moved, post.predict(n_samples=5))
+
+
+@pytest.mark.parametrize("which", ["fit", "fit_featured"])
+def test_the_counterfactual_to_the_own_environment_is_the_identity(which, request, raw, featured):
+    data = raw if which == "fit" else featured
+    post = request.getfixturevalue(which).posterior(data)
+    for e in (0, 3, 12):
+        moved = post.counterfactual(data.env_names[e])
+        own = data.env == e
+        torch.testing.assert_close(moved[own], data.x[own], rtol=1e-4, atol=1e-3)
+        assert not torch.allclose(moved[~own], data.x[~own])
+
+
+def test_counterfactuals_of_a_prior_without_environments_change_nothing(raw):
+    post = fitted(raw, cge.basic_vae, epochs=1).posterior(raw)
+    torch.testing.assert_close(post.counterfactual("env 2"), raw.x, rtol=1e-4, atol=1e-3)
+
+
+def test_counterfactuals_use_the_decoder_of_the_other_environment(raw):
+    post = fitted(raw, cge.conditional_vae, epochs=3).posterior(raw)
+    moved = post.counterfactual("env 2")
+    own = raw.env == 2
+    torch.testing.assert_close(moved[own], raw.x[own], rtol=1e-4, atol=1e-3)
+    assert not torch.allclose(moved[~own], raw.x[~own], atol=1.0)
+
+
+def test_a_counterfactual_to_nowhere_is_refused(post):
+    with pytest.raises(DataError, match="unknown environments.*nowhere"):
+        post.counterfactual("nowhere")
+
+
+def test_batches_do_not_matter(post, monkeypatch):
+    from pyro_cge import posterior as module
+
+    plain = post.reconstruct(), post.counterfactual("env 4"), post.latents()
+    monkeypatch.setattr(module, "BATCH", 7)
+    torch.testing.assert_close(post.reconstruct(), plain[0], rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(post.counterfactual("env 4"), plain[1], rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(post.latents(), plain[2], atol=1e-5)
+    assert post.log_evidence(2).shape == (post.raw.n,)
+
+
+# Fit to the data
+
+
+def test_evidence_of_a_linear_gaussian_model_is_exact_in_raw_units():
+    d, g, n, noise = 2, 5, 30, 0.6
+    W = torch.linalg.qr(torch.randn(g, d)).Q * torch.tensor([2.0, 0.7])
+    b = torch.randn(g)
+    scaler = Standardizer(torch.randn(g) * 50, torch.rand(g) * 9 + 0.1, [f"gene {k}" for k in range(g)])
+    x = torch.randn(n, d) @ W.T + b + noise * torch.randn(n, g)
+    data = cge.EnvironmentData(scaler.inverse(x), torch.zeros(n, dtype=torch.long), scaler.gene_names, ["one"])
+    model = cge.CellModel(cge.StandardPrior(data, d), None, cge.LinearDecoder(d, g))
+    guide = cge.AmortizedGuide(model, hidden=())
+    with torch.no_grad():
+        model.decoder.linear.weight.copy_(W)
+        model.decoder.linear.bias.copy_(b)
+        model.decoder.set_scale(torch.full((g,), noise))
+        variance = 1 / (1 + (W**2).sum(0) / noise**2)
+        gain = variance.unsqueeze(1) * W.T / noise**2
+        guide.head.weight.zero_()
+        guide.head.weight[:d] = gain
+        guide.head.bias[:d] = -gain @ b
+        wanted = 0.5 * variance.log()
+        unclamped = wanted.clone()
+        for _ in range(50):
+            unclamped += wanted - soft_clamp(unclamped, -7.0, 3.0)
+        guide.head.bias[d:] = unclamped
+    covariance = W @ W.T + noise**2 * torch.eye(g)
+    raw_covariance = scaler.scale.unsqueeze(1) * covariance * scaler.scale
+    law = torch.distributions.MultivariateNormal((b * scaler.scale + scaler.mean).double(), raw_covariance.double())
+    post = cge.Posterior(model, guide, data, scaler)
+    # The guide is exact: every importance weight is the evidence, one draw is enough.
+    torch.testing.assert_close(post.log_evidence(1).double(), law.log_prob(data.x.double()), rtol=1e-3, atol=1e-2)
+
+
+def test_evidence_grows_with_the_number_of_samples(post):
+    assert post.log_evidence(100).mean() > post.log_evidence(1).mean()
+
+
+# Export
+
+
+def test_arviz_has_named_dimensions(post, raw):
+    out = post.to_arviz(n_samples=6)
+    assert set(out.groups()) == {"posterior", "observed_data"}
+    dims = {
+        "z": "profile latent",
+        "c": "profile latent",
+        "env_loc": "environment latent",
+        "env_log_scale": "environment latent",
+    }
+    for name, expected in dims.items():
+        assert out.posterior[name].dims == ("chain", "draw", *expected.split())
+        assert out.posterior[name].shape[:2] == (1, 6)
+    assert out.observed_data["x"].dims == ("profile", "gene")
+    assert list(out.posterior["environment"].values) == list(raw.env_names)
+    assert list(out.posterior["latent"].values) == [f"latent {j}" for j in range(D)]
+    assert list(out.observed_data["gene"].values) == list(raw.gene_names)
+    assert list(out.posterior["profile"].values) == list(raw.obs.index)
+    np.testing.assert_array_equal(out.observed_data["x"].values, raw.x.numpy())
+    np.testing.assert_array_equal(out.posterior["z"].values[0], post.samples(6).numpy())
+    np.testing.assert_array_equal(out.posterior["env_loc"].values[0, 2], post.shift().loc.numpy())
+
+
+def test_nothing_said_carries_a_gradient(post):
+    said = [post.shift().loc, post.aggregate().loc, post.samples(2), post.reconstruct(), post.predict(n_samples=2),
+            post.counterfactual("env 1"), post.log_evidence(2)]  # fmt: skip
+    assert not any(v.requires_grad for v in said)
