@@ -1,0 +1,34 @@
+"""Every benchmark keeps the contract: ``--quick`` ends with one ``figures:`` line and writes its JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+KEYS = {
+    "svi_overhead": {"ratio_l1000", "ratio_tiny"},
+    "l1000_models": {"non_finite", "last_over_best", "val_r"},
+    "simulator": {"cells_per_s", "ratio_noise"},
+}
+
+
+def test_every_benchmark_is_listed_and_has_a_conclusion():
+    assert {p.parent.name for p in FOLDER.glob("*/run.py")} == set(KEYS)
+    assert all((FOLDER / name / "README.md").exists() for name in KEYS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KEYS)
+def test_quick_run(name, tmp_path):
+    command = [sys.executable, str(FOLDER / name / "run.py"), "--quick", "--out", str(tmp_path)]
+    last = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1]
+    assert last.startswith("figures: ")
+    figures = json.loads(last.removeprefix("figures: "))
+    record = json.loads((tmp_path / "figures.json").read_text())
+    assert set(figures) >= KEYS[name] and record["figures"] == figures
+    assert record["versions"]["torch"] and record["commit"] and record["arguments"]["seeds"]
