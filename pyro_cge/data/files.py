@@ -29,6 +29,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must outlive a power cut
+        finally:
+            os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import pyro_cge as cge
 from pyro_cge.data.anndata import read_h5ad
 from pyro_cge.data.features import environment_features
 from pyro_cge.data.filters import Filters
@@ -214,8 +215,12 @@ REAL = [
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_untouched_broad_files(real_data, tmp_path, name):
+def test_untouched_broad_files_through_prepare_and_fit(real_data, tmp_path, name):
     by = ["profile"] if name in ("level_n25x12328.gctx", "level3_n376x490.gct") else ["perturbagen"]
     manifest = prepare([real_data / "raw_gct" / name], tmp_path / "o.h5ad", by=by)
     data = read_h5ad(tmp_path / "o.h5ad")
     assert data.n == manifest["counts"]["profiles"] > 20 and data.g >= 490
+    data = data.without_constant_genes()
+    model, guide = cge.environment_vae(data, 10, hidden=(32,))
+    fitted = cge.fit(model, guide, data, epochs=2, batch_size=32)
+    assert np.isfinite(fitted.history.to_numpy()).all()

@@ -270,7 +270,7 @@ def test_a_failing_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, 
     path = tmp_path / "a.bin"
     write_atomically(path, b"old")
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, call, fail)
