@@ -128,7 +128,7 @@ def main() -> None:
     parser = options(__doc__ or "", seeds=1)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    seconds = 15.0 if arguments.quick else 60.0
+    seconds = 8.0 if arguments.quick else 60.0
     results = {size: ratio(size, seconds, arguments.device) for size in SIZES}
     print(f"{'size':<8}{'ours ms':>10}{'torch ms':>10}{'ratio':>8}   quartiles")
     for size, r in results.items():

@@ -33,10 +33,10 @@ def r2_per_gene(x: Tensor, prediction: Tensor) -> Tensor:
 
 
 def summarise(x: Tensor, prediction: Tensor) -> dict[str, float]:
-    """Means of the above: ``reconstruction`` (a profile), ``mse`` (a gene), ``pearson`` and ``r2`` (a profile)."""
+    """Means of the above: ``sse`` (the reconstruction loss of a profile), ``mse`` (a gene), ``pearson`` and ``r2`` (a profile)."""
     loss = reconstruction_loss(x, prediction)
     return {
-        "reconstruction": float(loss.mean()),
+        "sse": float(loss.mean()),
         "mse": float(loss.mean()) / x.shape[-1],
         "pearson": float(pearson_per_profile(x, prediction).mean()),
         "r2": float(r2_per_profile(x, prediction).nanmean()),

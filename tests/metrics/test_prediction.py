@@ -66,7 +66,7 @@ def test_summary_is_the_mean_of_the_parts(pair):
     summary = summarise(x, y)
     assert summary == pytest.approx(
         {
-            "reconstruction": float(reconstruction_loss(x, y).mean()),
+            "sse": float(reconstruction_loss(x, y).mean()),
             "mse": float((x.double() - y.double()).square().mean()),
             "pearson": float(pearson_per_profile(x, y).mean()),
             "r2": float(r2_per_profile(x, y).mean()),
