@@ -3,36 +3,88 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from .scm.shifts import NoiseShift
+from .errors import ConfigError
+from .seeds import isolated
+from .sites import EFFECTS
 
 if TYPE_CHECKING:
     import arviz
 
+    from .posterior import Posterior
+
+LARGEST_DRAW = 200_000_000  # entries of a posterior predictive held in memory: 0.8 GB
+DIMS = {
+    "z": ["profile", "latent"],
+    "c": ["profile", "latent"],
+    "env_loc": ["environment", "latent"],
+    "env_log_scale": ["environment", "latent"],
+    **{f"env_{effect}": ["environment", "latent"] for effect in EFFECTS},
+    **{f"perturbation_{effect}": ["perturbation", "latent"] for effect in EFFECTS},
+}
+X_DIMS = {
+    "log_likelihood": ["profile"],
+    "posterior_predictive": ["profile", "gene"],
+    "observed_data": ["profile", "gene"],
+}
+
 
 def inference_data(
-    *, z: Tensor, c: Tensor, shift: NoiseShift, x: Tensor, names: dict[str, list[str]]
+    posterior: Posterior, n_samples: int, seed: int | None, log_likelihood: int, posterior_predictive: bool
 ) -> arviz.InferenceData:
-    """Posterior draws ``z, c [S, n, d]`` and environment laws as ``InferenceData``; see ``Posterior.to_arviz``."""
+    """See :meth:`~pyro_cge.posterior.Posterior.to_arviz`."""
+    if posterior_predictive and (entries := n_samples * posterior.raw.n * posterior.raw.g) > LARGEST_DRAW:
+        raise ConfigError(
+            f"{n_samples} replicated data sets of {posterior.raw.n:,} × {posterior.raw.g:,} have {entries:,} entries, "
+            f"more than {LARGEST_DRAW:,}: take fewer draws, profiles (data.rows) or genes, or the statistics alone "
+            "(metrics.predictive_check)"
+        )
+    z = posterior.samples(n_samples, seed)
+    with torch.no_grad():
+        c = posterior.model.scm(z.to(posterior.device)).cpu()
+    laws = posterior.shift_draws(n_samples, seed)
+    groups = {"posterior": {"z": z, "c": c, "env_loc": laws.loc, "env_log_scale": laws.log_scale}}
+    groups["posterior"] |= _effects(posterior, n_samples, seed)
+    if log_likelihood:
+        groups["log_likelihood"] = {"x": posterior.log_likelihood(n_samples, log_likelihood, seed)}
+    if posterior_predictive:
+        groups["posterior_predictive"] = {"x": posterior.replicate(n_samples, seed)}
+    groups = {name: {k: v.unsqueeze(0) for k, v in variables.items()} for name, variables in groups.items()}
+    groups["observed_data"] = {"x": posterior.raw.x}
+    names = {
+        "profile": list(posterior.raw.obs.index),
+        "latent": list(posterior.latent_names),
+        "environment": list(posterior.raw.env_names),
+        "perturbation": list(posterior.model.prior.unit_schema.env_names),
+        "gene": list(posterior.raw.gene_names),
+    }
+    return _converted(groups, names)
+
+
+def _effects(posterior: Posterior, n_samples: int, seed: int | None) -> dict[str, Tensor]:
+    """Draws of the latent sites behind the environments' laws, the very ones behind ``shift_draws`` of the same seed."""
+    batch = posterior.every_environment()
+    unit = posterior.model.prior.units(batch).unit
+    with torch.no_grad(), isolated(seed):
+        effects = posterior.guide.draw_effects(batch, n_samples)
+    return {f"{unit}_{effect}": draws for effect, draws in effects.items()}
+
+
+def _converted(groups: dict[str, dict[str, Tensor]], names: dict[str, list[str]]) -> arviz.InferenceData:
+    """Each group by itself, because ``x`` has other dimensions in each."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 at import
         import arviz
 
-    draws = z.shape[0]
-    env_loc, env_log_scale = (v.expand(draws, *v.shape) for v in (shift.loc, shift.log_scale))
-    posterior = {"z": z, "c": c, "env_loc": env_loc, "env_log_scale": env_log_scale}
-    return arviz.from_dict(
-        posterior={name: value.numpy()[None] for name, value in posterior.items()},
-        observed_data={"x": x.cpu().numpy()},
-        coords=names,
-        dims={
-            "z": ["profile", "latent"],
-            "c": ["profile", "latent"],
-            "env_loc": ["environment", "latent"],
-            "env_log_scale": ["environment", "latent"],
-            "x": ["profile", "gene"],
-        },
-    )
+    result = arviz.InferenceData()
+    for group, variables in groups.items():
+        dims = {name: X_DIMS[group] if name == "x" else DIMS[name] for name in variables}
+        coords = {dim: names[dim] for used in dims.values() for dim in used}
+        values = {name: value.cpu().numpy() for name, value in variables.items()}
+        arguments: dict[str, Any] = {group: values}
+        result.extend(arviz.from_dict(**arguments, coords=coords, dims=dims))
+    return result

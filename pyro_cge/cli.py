@@ -127,7 +127,10 @@ def prepare(
 
 @app.command()
 def fit(
-    model: Annotated[str, typer.Argument(help="basic, conditional or environment.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A preset: environment, translation, structured, sams, ... (--help of compare lists all)."),
+    ],
     data: Data,
     out: Out = Path("runs/fit"),
     config: Config = None,
@@ -150,7 +153,13 @@ def fit(
 @app.command()
 def compare(
     data: Data,
-    models: Annotated[str, typer.Option(help="Comma-separated.")] = "basic,conditional,environment",
+    models: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: basic, conditional, environment, dense, translation, structured, structured_translation, "
+            "adversarial, sams, svae_plus, discrepancy."
+        ),
+    ] = "basic,conditional,environment",
     out: Out = Path("runs/compare"),
     config: Config = None,
     overrides: Overrides = [],  # noqa: B006

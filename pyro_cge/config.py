@@ -18,10 +18,14 @@ Settings = TypeVar("Settings", bound=BaseModel)
 class RunConfig(BaseModel):
     """Everything that decides a run, besides the data.
 
-    Model: ``model``, ``latents``, ``hidden``, ``decoder``, ``conditioning``, ``temperature``, ``final_temperature``,
-    ``moves``. Training: ``epochs``, ``batch_size``, ``lr``, ``kl_warmup``, ``clip``, ``patience``, ``standardize``,
-    ``seed``. Split: ``split`` (``auto``, ``perturbagen``, ``combination``, ``cell_line``, ``environment``, ``random``
-    or ``column:NAME``) and ``fractions`` (train, valid, test).
+    Model: ``model`` (a preset), ``latents``, ``hidden``, ``decoder``, ``conditioning``, ``guide``, ``temperature``,
+    ``final_temperature``, ``moves``, ``depth``, ``mechanism``, ``additive``, ``hill``; what a preset does not take is
+    ignored. ``rotate`` turns a fitted
+    ``dense`` model to sparse. Objective: ``irm`` (weight of the penalty, 0 for none), ``weight`` (of the adversarial or MMD term;
+    default: the objective's own).
+    Training: ``epochs``, ``batch_size``, ``lr``, ``schedule``, ``kl_warmup``, ``clip``, ``patience``, ``standardize``,
+    ``seed``. Split: ``split`` (``auto``, ``perturbagen``, ``combination``, ``cell_line``, ``environment``, ``random`` or
+    ``column:NAME``) and ``fractions`` (train, valid, test).
 
     ``auto`` splits by environment where environments have features, so that held-out environments were never seen, and
     by profile where a model can know them by name only.
@@ -29,17 +33,38 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Literal["basic", "conditional", "environment"] = "environment"
+    model: Literal[
+        "basic",
+        "conditional",
+        "environment",
+        "dense",
+        "translation",
+        "structured",
+        "structured_translation",
+        "adversarial",
+        "sams",
+        "svae_plus",
+        "discrepancy",
+    ] = "environment"
     latents: int = Field(default=10, ge=1)
     hidden: tuple[int, ...] = (128,)
-    decoder: Literal["linear", "mlp"] = "mlp"
-    conditioning: Literal["concat", "film"] | None = "concat"
+    decoder: Literal["linear", "mlp", "sparse"] = "mlp"
+    conditioning: Literal["preset", "concat", "film", "shift"] | None = "preset"
+    guide: Literal["mean_field", "full", "structured", "flow"] = "mean_field"
     temperature: float = Field(default=0.5, gt=0)
     final_temperature: float | None = Field(default=None, gt=0)
     moves: Literal["loc", "scale", "both"] = "both"
+    depth: int | None = Field(default=None, ge=1)
+    mechanism: Literal["linear", "neural"] = "linear"
+    additive: bool = False
+    hill: bool = False
+    rotate: bool = False
+    irm: float = Field(default=0.0, ge=0)
+    weight: float | None = Field(default=None, ge=0)
     epochs: int = Field(default=200, ge=1)
     batch_size: int = Field(default=128, ge=1)
     lr: float = Field(default=1e-3, gt=0)
+    schedule: Literal["one_cycle", "cosine"] | None = None
     kl_warmup: int = Field(default=10, ge=0)
     clip: float = Field(default=100.0, gt=0)
     patience: int | None = Field(default=30, ge=1)

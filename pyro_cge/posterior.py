@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pandas as pd
 import pyro
 import torch
@@ -14,9 +14,21 @@ from torch import Tensor
 from .data.align import align, training_rows
 from .data.environment import Batch, EnvironmentData
 from .data.standardize import Standardizer
+from .errors import ConfigError
 from .guides.amortized import AmortizedGuide
+from .interventions import (
+    credible_interval,
+    discoveries,
+    log_bayes_factor,
+    moments,
+    sampling_interval,
+    schwarz_penalty,
+    similarity,
+    tidy,
+)
 from .models.cell import CellModel
 from .objectives.elbo import iwae_bound
+from .objectives.marginal import marginal_log_likelihood
 from .scm.shifts import NoiseShift
 from .seeds import isolated
 
@@ -24,6 +36,8 @@ if TYPE_CHECKING:
     import arviz
 
 BATCH = 1024
+DECODED = 10_000_000  # entries of expression decoded at a time
+DRAWS = 1000  # of the environments' laws, for intervals
 
 
 class Posterior:
@@ -70,7 +84,13 @@ class Posterior:
     @torch.no_grad()
     def shift(self) -> NoiseShift:
         """Law of the noise in each environment of the data, ``NoiseShift [E, d]`` on the CPU."""
-        return self.model.prior.shift(self._every_environment()).to("cpu")
+        return self._law().to("cpu")
+
+    @torch.no_grad()
+    def shift_draws(self, n_samples: int = 100, seed: int | None = 0) -> NoiseShift:
+        """Posterior draws ``NoiseShift [S, E, d]``; equal where the prior maps an environment to one law."""
+        with isolated(seed):
+            return self._shift_draws(n_samples).to("cpu")
 
     @property
     def moves_latents(self) -> bool:
@@ -84,43 +104,95 @@ class Posterior:
         the mean of all where there is none). Available for every model, also those whose prior knows no environments.
         Environments without profiles get the reference law.
         """
-        loc, scale = (v.double() for v in self._encode())
-        env, counts = self.raw.env.cpu(), self.raw.env_counts.cpu().clamp_min(1).unsqueeze(-1)
-        empty = torch.zeros(self.raw.n_envs, loc.shape[1], dtype=torch.float64)
-        mean = empty.index_add(0, env, loc) / counts
-        variance = empty.index_add(0, env, loc**2 + scale**2) / counts - mean**2
+        loc, scale = self._encode()
+        env = self.raw.env.cpu()
+        mean, _, total = moments(loc, scale, env, self.raw.n_envs)
         control = torch.isin(env, torch.tensor(self.raw.control, dtype=torch.long))
-        centre = (loc[control] if control.any() else loc).mean(0)
+        centre = (loc[control] if control.any() else loc).double().mean(0)
         seen = self.raw.env_counts.cpu().unsqueeze(-1) > 0
         return NoiseShift(
             torch.where(seen, mean - centre, 0.0).float(),
-            torch.where(seen, 0.5 * variance.clamp_min(1e-6).log(), 0.0).float(),
+            torch.where(seen, 0.5 * total.clamp_min(1e-6).log(), 0.0).float(),
         )
 
     def targets(self, prior_odds: float | None = None) -> pd.DataFrame:
         """Probability that a latent is intervened on, environment × latent.
 
-        For each environment and latent, two laws of the noise of its profiles are compared: the environment's own
-        (``N(loc, scale²)``) and the reference (N(0, 1))::
+        Where the prior has a site ``env_target``, its posterior probability. Otherwise two laws of the noise of an
+        environment's profiles are compared, its own ``N(μ, σ²)`` and the reference N(0, 1)::
 
-            log BF[e, j] = Σ_{i in e} E_q[log N(z_ij; loc_ej, scale_ej²) − log N(z_ij; 0, 1)]
+            log BF[e, j] = − Σ_{i in e} log E_q[N(z_ij; 0, 1) / N(z_ij; μ_ej, σ_ej²)] − ½ k_ej log n_e
             P(target)    = 1 / (1 + 1 / (prior_odds · BF))
+
+        The first term is the ratio of marginal likelihoods (:func:`~pyro_cge.interventions.log_bayes_factor`), the
+        second pays for the ``k`` numbers (mean, scale) fitted to the environment; known laws pay nothing.
 
         Parameters
         ----------
         prior_odds : float, optional
-            Odds before seeing data; default one latent in ``d``, ``1 / (d − 1)``.
+            Odds before seeing data; default one latent in ``d``, ``1 / (d − 1)``. Unused where the prior has
+            ``env_target``: there the odds are the prior's.
         """
-        shift, (loc, scale) = self.shift(), self._encode()
-        env, d = self.data.env.cpu(), self.model.d
-        law = shift.select(env)
-        second_moment = loc**2 + scale**2
-        gain = (
-            0.5 * second_moment - law.log_scale - 0.5 * ((loc - law.loc) ** 2 + scale**2) * (-2 * law.log_scale).exp()
-        )
-        evidence = torch.zeros(shift.loc.shape, dtype=torch.float64).index_add_(0, env, gain.double())
-        odds = prior_odds if prior_odds is not None else 1 / max(d - 1, 1)
-        return self._by_environment(torch.sigmoid(evidence + np.log(odds)))
+        with torch.no_grad():
+            probability = self.guide.target_probability(self.every_environment())
+        if probability is None:
+            shift, (loc, scale) = self.shift(), self._encode()
+            evidence = log_bayes_factor(loc, scale, self.data.env.cpu(), shift)
+            if any(p.requires_grad for p in self.model.prior.parameters()):
+                evidence -= schwarz_penalty(shift, self.data.env_counts.cpu())
+            odds = 1 / max(self.model.d - 1, 1) if prior_odds is None else prior_odds
+            probability = torch.sigmoid(evidence + math.log(odds))
+        return self._by_environment(probability.cpu())
+
+    def effects(self, level: float = 0.9, seed: int | None = 0) -> pd.DataFrame:
+        """What each environment does to each latent: one row a pair, with an interval.
+
+        Stochastic priors: mean and equal-tailed interval of the posterior draws of the mean shift. Priors that map an
+        environment to one law: the mean noise its profiles show, with its sampling interval
+        (:func:`~pyro_cge.interventions.sampling_interval`); environments with fewer than two profiles have the prior's
+        shift and no interval (NaN).
+
+        Parameters
+        ----------
+        level : float
+            Coverage of the interval, 0 < level < 1.
+
+        Returns
+        -------
+        DataFrame
+            ``environment``, ``latent``, ``shift``, ``low``, ``high`` (in sd of the reference noise), ``sd_ratio`` (sd
+            of the noise over that of the reference), ``probability`` (:meth:`targets`).
+        """
+        if not 0 < level < 1:
+            raise ConfigError(f"level is the coverage of an interval, between 0 and 1, got {level}")
+        draws = self.shift_draws(DRAWS, seed)
+        if (draws.loc != draws.loc[:1]).any() or (draws.log_scale != draws.log_scale[:1]).any():
+            columns = credible_interval(draws, level)
+        else:
+            columns = sampling_interval(*self._encode(), self.data.env.cpu(), self.shift(), level)
+        columns["probability"] = torch.from_numpy(self.targets().to_numpy())
+        return tidy(columns, self.raw.env_names, self.latent_names)
+
+    def discoveries(self, fdr: float = 0.05, level: float = 0.9) -> pd.DataFrame:
+        """Interventions named with at most ``fdr`` expected false ones, most certain first.
+
+        Rows of :meth:`effects` of the treated environments, with a column ``fdr``: the expected share of false ones
+        if the list ended there (:func:`~pyro_cge.interventions.discoveries`). Holds where :meth:`targets` is
+        calibrated and the latents are those of the truth.
+        """
+        table = self.effects(level)
+        controls = [self.raw.env_names[e] for e in self.raw.control]
+        return discoveries(table[~table["environment"].isin(controls)], fdr)
+
+    def similarity(self, kind: Literal["targets", "direction"] = "targets") -> pd.DataFrame:
+        """Environment × environment: do they act on the same latents?
+
+        ``"targets"``: Jaccard index of the target sets, 0 to 1. ``"direction"``: cosine of the shifts weighted by the
+        probability of a target, −1 to 1.
+        """
+        values = similarity(torch.from_numpy(self.targets().to_numpy()), self.shift().loc, kind)
+        names = pd.Index(self.raw.env_names, name="environment")
+        return pd.DataFrame(values.numpy(), index=names, columns=list(self.raw.env_names))
 
     # Latents
 
@@ -132,13 +204,14 @@ class Posterior:
         if kind == "c":
             with torch.no_grad():
                 z = self.model.scm(z.to(self.device)).cpu()
-        return pd.DataFrame(z.numpy(), index=self.raw.obs.index, columns=self._latent_names())
+        return pd.DataFrame(z.numpy(), index=self.raw.obs.index, columns=self.latent_names)
 
+    @torch.no_grad()
     def samples(self, n_samples: int = 100, seed: int | None = 0) -> Tensor:
-        """Draws of the noise ``[S, n, d]``."""
-        loc, scale = self._encode()
+        """Draws of the noise ``[S, n, d]`` from the guide, jointly with :meth:`shift_draws` of the same seed."""
         with isolated(seed):
-            return loc + scale * torch.randn(n_samples, *loc.shape)
+            laws = self._shift_draws(n_samples)
+            return torch.cat([self._noise(batch, laws).sample().cpu() for batch in self._batches()], -2)
 
     # Expression
 
@@ -179,7 +252,7 @@ class Posterior:
         env = torch.tensor(rows, dtype=torch.long)
         with isolated(seed):
             return self.scaler.inverse(
-                self.model.predict(table.to(self.device).cells(env.to(self.device)), n_samples).cpu()
+                self.model.predict(table.to(self.device).cells(env.to(self.device)), n_samples, self.guide).cpu()
             )
 
     @torch.no_grad()
@@ -191,7 +264,7 @@ class Posterior:
         ``x' = x + mean(z') − mean(z)``.
         """
         [target] = self.raw.environments([environment])
-        shift = self.model.prior.shift(self._every_environment())
+        shift = self._law()
         parts = []
         for batch in self._batches():
             z = self.guide.encode(batch)[0]
@@ -201,6 +274,22 @@ class Posterior:
             parts.append(batch.x + self.model.mean(moved, self.data.cells(goal)) - self.model.mean(z, batch))
         return self.scaler.inverse(torch.cat(parts).cpu())
 
+    @torch.no_grad()
+    def replicate(self, n_samples: int = 1, seed: int | None = 0, *, new_profiles: bool = False) -> Tensor:
+        """Replicated data sets ``[S, n, g]``: what the model says could have been measured instead.
+
+        Each is drawn with noise from the guide (the same cells measured again), or, with ``new_profiles``, with noise
+        from the law of each profile's environment (other cells under the same treatment).
+        """
+        parts = []
+        with isolated(seed):
+            laws = self._shift_draws(n_samples)
+            for batch in self._batches():
+                law = laws.select(batch.envs).law(batch.env) if new_profiles else self._noise(batch, laws)
+                z = law.sample()
+                parts.append(self.scaler.inverse(self.model.likelihood(self.model.scm(z), batch).sample().cpu()))
+        return torch.cat(parts, -2)
+
     # Fit to the data
 
     def log_evidence(self, n_samples: int = 100, seed: int | None = 0) -> Tensor:
@@ -209,35 +298,78 @@ class Posterior:
             bounds = [iwae_bound(self.model, self.guide, batch, n_samples) for batch in self._batches()]
         return torch.cat(bounds).cpu() - self.scaler.scale.log().sum().cpu()
 
+    def log_likelihood(self, n_samples: int = 100, n_importance: int = 1000, seed: int | None = 0) -> Tensor:
+        """``log P(x_i | e)`` of each profile under each posterior draw of the environments' laws ``[S, n]``, in nats.
+
+        Each profile's own noise is integrated out with ``n_importance`` draws of the guide
+        (:func:`~pyro_cge.objectives.marginal.marginal_log_likelihood`), in the data's own units. Network weights are
+        point estimates, which leave-one-out on the training data does not pay for: where they were learned, compare
+        models on held-out data. (There a profile told the laws nothing, so leaving it out costs a little too much.)
+        """
+        size = max(1, min(BATCH, DECODED // (n_importance * self.data.g)))
+        with isolated(seed):
+            laws = self._shift_draws(n_samples)
+            parts = [
+                marginal_log_likelihood(self.model, self.guide, batch, laws.select(batch.envs), n_importance)
+                for batch in self.data.batches(size)
+            ]
+        return torch.cat(parts, -1).cpu() - self.scaler.scale.log().sum().cpu()
+
     # Export
 
-    def to_arviz(self, n_samples: int = 100, seed: int | None = 0) -> arviz.InferenceData:
+    def to_arviz(
+        self,
+        n_samples: int = 100,
+        seed: int | None = 0,
+        *,
+        log_likelihood: int = 0,
+        posterior_predictive: bool = False,
+    ) -> arviz.InferenceData:
         """Every site as an ArviZ ``InferenceData`` with named dimensions.
 
         Groups: ``posterior`` (``z``, ``c``: chain × draw × profile × latent; ``env_loc``, ``env_log_scale``: chain ×
-        draw × environment × latent) and ``observed_data`` (``x``: profile × gene).
+        draw × environment × latent) and
+        ``observed_data`` (``x``: profile × gene).
+
+        Parameters
+        ----------
+        log_likelihood : int
+            Importance samples for the group ``log_likelihood`` (``x``: chain × draw × profile, see
+            :meth:`log_likelihood`), which ``arviz.loo`` and ``arviz.compare`` read; 0 leaves it out. 1000, with a few
+            hundred draws, keeps the Monte Carlo error small beside differences of models.
+        posterior_predictive : bool
+            Add the group ``posterior_predictive`` (``x``: chain × draw × profile × gene, see :meth:`replicate`).
+
+        Raises
+        ------
+        ConfigError
+            If the posterior predictive would not fit in memory.
         """
         from .arviz_export import inference_data
 
-        z = self.samples(n_samples, seed)
-        with torch.no_grad():
-            c = self.model.scm(z.to(self.device)).cpu()
-        shift = self.shift()
-        names = {
-            "profile": list(self.raw.obs.index),
-            "latent": self._latent_names(),
-            "environment": list(self.raw.env_names),
-            "gene": list(self.raw.gene_names),
-        }
-        return inference_data(z=z, c=c, shift=shift, x=self.raw.x, names=names)
+        return inference_data(self, n_samples, seed, log_likelihood, posterior_predictive)
 
     # Pieces
 
     def _batches(self) -> Any:
         return self.data.batches(BATCH)
 
-    def _every_environment(self) -> Batch:
+    def every_environment(self) -> Batch:
+        """One unobserved cell of each environment."""
         return self.data.cells(torch.arange(self.data.n_envs, device=self.device))
+
+    @torch.no_grad()
+    def _law(self) -> NoiseShift:
+        """Noise law of every environment ``[E, d]`` (posterior mean where it is uncertain), on the model's device."""
+        return self.guide.shift(self.every_environment())
+
+    def _shift_draws(self, n_samples: int) -> NoiseShift:
+        return self.guide.draw_shift(self.every_environment(), n_samples)
+
+    def _noise(self, batch: Batch, laws: NoiseShift) -> torch.distributions.Distribution:
+        """``q(z | x, e)`` over ``[S, n, d]``, one row a draw of the laws."""
+        q = self.guide.posterior(batch, laws.select(batch.envs))
+        return q.expand(torch.Size((len(laws.loc), len(batch))))
 
     @torch.no_grad()
     def _encode(self) -> tuple[Tensor, Tensor]:
@@ -246,9 +378,10 @@ class Posterior:
         loc, log_scale = (torch.cat(p).cpu() for p in zip(*parts, strict=True))
         return loc, log_scale.exp()
 
-    def _latent_names(self) -> list[str]:
+    @property
+    def latent_names(self) -> list[str]:
         return [f"latent {j}" for j in range(self.model.d)]
 
     def _by_environment(self, values: Tensor) -> pd.DataFrame:
         index = pd.Index(self.raw.env_names, name="environment")
-        return pd.DataFrame(values.numpy(), index=index, columns=self._latent_names())
+        return pd.DataFrame(values.numpy(), index=index, columns=self.latent_names)

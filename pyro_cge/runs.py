@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 from importlib.metadata import version
@@ -28,24 +29,41 @@ from .data.standardize import Standardizer
 from .errors import CheckpointError, ConfigError
 from .guides.amortized import AmortizedGuide
 from .models.cell import CellModel
-from .models.priors import annealed
+from .models.priors import SoftmaxPrior, annealed
+from .objectives.adversarial import AdversarialPrior
+from .objectives.elbo import Elbo
+from .objectives.irm import Irm
+from .objectives.mmd import Mmd
 from .presets import PRESETS
 from .seeds import isolated
 from .train.checkpoint import load_into, load_tensors, save_tensors, write_atomically, write_json
-from .train.fit import Fit, evaluate, fit
+from .train.fit import Fit, Objective, evaluate, fit
+from .train.rotation import rotate
 
 PACKAGES = ("pyro-cge", "torch", "pyro-ppl", "numpy", "pandas", "anndata")
 
 
 def build(config: RunConfig, data: EnvironmentData) -> tuple[CellModel, AmortizedGuide]:
     """Model and guide of a configuration, initialised from its seed."""
-    options: dict[str, Any] = {"hidden": config.hidden, "decoder": config.decoder}
-    if config.model != "basic":
-        options["conditioning"] = config.conditioning
-    if config.model == "environment":
-        options |= {"temperature": config.temperature, "moves": config.moves}
+    preset = PRESETS[config.model]
+    accepted = inspect.signature(preset).parameters
+    options = {name: value for name, value in config if name in accepted}
+    if config.conditioning == "preset":
+        options.pop("conditioning", None)
     with isolated(config.seed):
-        return PRESETS[config.model](data, config.latents, **options)
+        return preset(data, config.latents, **options)
+
+
+def objective_of(config: RunConfig, data: EnvironmentData) -> Objective:
+    """What a configuration's model is trained with: the ELBO, the preset's own term, and the IRM penalty if asked for."""
+    objective: Objective = Elbo()
+    given: dict[str, Any] = {} if config.weight is None else {"weight": config.weight}
+    with isolated(config.seed):
+        if config.model == "adversarial":
+            objective = AdversarialPrior(data, config.latents, **given)
+        elif config.model == "discrepancy":
+            objective = Mmd(**given)
+    return Irm(objective, weight=config.irm) if config.irm else objective
 
 
 def make_split(config: RunConfig, data: EnvironmentData) -> Split:
@@ -92,15 +110,17 @@ def run(
     model, guide = build(config, data)
     valid = data.rows(parts.valid)
     schedule = None
-    if config.model == "environment" and config.final_temperature is not None:
+    if config.final_temperature is not None and isinstance(model.prior, SoftmaxPrior):
         schedule = annealed(model.prior, config.temperature, config.final_temperature, config.epochs)
     result = fit(
         model,
         guide,
         data.rows(parts.train),
+        objective=objective_of(config, data),
         epochs=config.epochs,
         batch_size=config.batch_size,
         lr=config.lr,
+        schedule=config.schedule,
         kl_warmup=config.kl_warmup,
         clip=config.clip,
         validation=valid if valid.n else None,
@@ -113,6 +133,8 @@ def run(
         resume=resume,
         progress=progress,
     )
+    if config.rotate:
+        result = rotate(result, data.rows(parts.train))
     scores = {
         name: score(result, data.rows(rows))
         for name, rows in (("train", parts.train), ("valid", parts.valid), ("test", parts.test))

@@ -1,17 +1,24 @@
 """The table of sample sites, and the two plates every model and guide uses.
 
-====================== ============= ======= ===== =========================================
+====================== ============= ======= ===== ==============================================
 site                   kind          plate   event meaning
-====================== ============= ======= ===== =========================================
+====================== ============= ======= ===== ==============================================
 ``env_target``         latent        envs    d     which latents an environment intervenes on
-``env_shift``          latent        envs    d     size of the noise shift
+``env_shift``          latent        envs    d     size of the change of the noise's mean
+``env_stretch``        latent        envs    d     size of the change of its log standard deviation
+``env_local``          latent        envs    d     local shrinkage scale (horseshoe)
 ``env_loc``            deterministic envs    d     mean of the noise law (``NoiseShift.loc``)
 ``env_log_scale``      deterministic envs    d     its log standard deviation
+``edge``               latent        latents d     edges of a learned latent graph, row i: i → j
 ``z``                  latent        cells   d     exogenous noise
-``c_1`` ... ``c_L``    deterministic cells   k     layers of the latent SCM
+``c_1`` ... ``c_L``    deterministic cells   k     layers of the latent SCM; latent where mechanisms
+                                                   have noise of their own
 ``gene_mask``          latent        genes   d     sparse gene-programme support
 ``x``                  observed      cells   g     gene expression
-====================== ============= ======= ===== =========================================
+====================== ============= ======= ===== ==============================================
+
+Where environments are made of perturbations (combinations, doses), ``perturbation_target`` and its like in the plate
+``perturbations`` take the place of ``env_target`` and its like.
 """
 
 from __future__ import annotations
@@ -22,10 +29,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyro
+import torch
 from pyro import poutine
 
 if TYPE_CHECKING:
     from .data.environment import Batch
+
+
+NOTHING = 1e-30  # Pyro wants scales above zero
 
 
 @dataclass(frozen=True)
@@ -37,11 +48,14 @@ class Site:
     event: str
 
 
+EFFECTS = ("target", "shift", "stretch", "local")  # latent sites of a prior, after "env_" or "perturbation_"
+
 SITES: dict[str, Site] = {
-    "env_target": Site("latent", "envs", "d"),
-    "env_shift": Site("latent", "envs", "d"),
+    **{f"env_{effect}": Site("latent", "envs", "d") for effect in EFFECTS},
+    **{f"perturbation_{effect}": Site("latent", "perturbations", "d") for effect in EFFECTS},
     "env_loc": Site("deterministic", "envs", "d"),
     "env_log_scale": Site("deterministic", "envs", "d"),
+    "edge": Site("latent", "latents", "d"),
     "z": Site("latent", "cells", "d"),
     "c": Site("deterministic", "cells", "k"),
     "gene_mask": Site("latent", "genes", "d"),
@@ -73,14 +87,18 @@ def cells_plate(batch: Batch) -> pyro.plate:
 
 @contextmanager
 def envs_plate(batch: Batch) -> Iterator[None]:
-    """The plate over the environments present in a batch.
+    """The plate over the environments (or perturbations, see ``Batch.unit``) present in a batch.
 
     A minibatch draws profiles, not environments, so an environment turns up in proportion to its
     profiles. Each environment's terms are therefore weighted by ``Batch.env_weight``, which makes a
     minibatch unbiased for the full-data loss; on the full data every weight is 1.
     """
-    plate = pyro.plate("envs", batch.n_envs, subsample=batch.envs, dim=-1)
-    # Pyro wants scales above zero; 1e-30 of a term is nothing in float32 or float64.
-    weight = (batch.env_weight * (len(batch.envs) / batch.n_envs)).clamp_min(1e-30)
-    with plate, poutine.scale(scale=weight):
+    plate = pyro.plate(f"{batch.unit}s", batch.n_envs, subsample=batch.envs, dim=-1)
+    weight = batch.env_weight * (len(batch.envs) / batch.n_envs)
+    with plate, poutine.scale(scale=weight.clamp_min(NOTHING)):
         yield
+
+
+def treated_only(batch: Batch) -> poutine.scale_messenger.ScaleMessenger:
+    """Inside :func:`envs_plate`: controls, whose latent effects change nothing, weigh nothing."""
+    return poutine.scale(scale=(~batch.is_control).to(torch.get_default_dtype()).clamp_min(NOTHING))

@@ -11,9 +11,19 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 KEYS = {
+    "latent_graph": {"shd"},
     "svi_overhead": {"ratio_l1000", "ratio_tiny"},
     "l1000_models": {"non_finite", "last_over_best", "val_r"},
     "simulator": {"cells_per_s", "ratio_noise"},
+    "knockdown_targets": {"top1_model", "top1_zscore", "top1_model_env", "top1_zscore_env"},
+    "mechanism_classes": {"auc_model", "auc_signature", "auc_pca", "auc_tanimoto"},
+    "invariance": {
+        "critic_accuracy_z",
+        "critic_accuracy_z_count",
+        "chance",
+        "irm_ood_ratio",
+        "irm_penalty_ratio",
+    },
 }
 
 

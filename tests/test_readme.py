@@ -12,7 +12,7 @@ def test_python_block_runs():
     [block] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names: dict[str, object] = {}
     exec(compile(block.replace("epochs=50", "epochs=2"), "README.md", "exec"), names)
-    assert names["posterior"].targets().shape == (26, 5)
+    assert names["posterior"].targets().shape == (26, 8)
 
 
 def test_commands_it_names_exist():

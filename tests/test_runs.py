@@ -13,6 +13,7 @@ import pyro_cge as cge
 from pyro_cge.cli import app, main
 from pyro_cge.config import RunConfig, read_settings
 from pyro_cge.errors import CheckpointError, ConfigError
+from pyro_cge.presets import PRESETS
 from pyro_cge.runs import build, load_fit, run
 
 QUICK = RunConfig(latents=3, hidden=(8,), epochs=3, batch_size=64)
@@ -32,7 +33,7 @@ def invoke(*arguments):
     return result
 
 
-@pytest.mark.parametrize("model", ["basic", "conditional", "environment"])
+@pytest.mark.parametrize("model", sorted(PRESETS))
 def test_run_folder_holds_everything_and_loads(data, tmp_path, model):
     config = QUICK.model_copy(update={"model": model})
     fitted, scores = run(config, data, tmp_path / "run")

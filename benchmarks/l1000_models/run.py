@@ -1,4 +1,4 @@
-"""Basic, conditional and Environment VAE on real L1000 level-5 signatures of perturbagens never seen.
+"""The paper's models on real L1000 level-5 signatures of perturbagens never seen.
 
 Paper's size (one hidden layer of 500, 200 latents), 200 epochs, several seeds, early stopping off: does any loss become
 non-finite or explode? And how well is a profile predicted from its environment alone, beside trivial baselines?
@@ -19,12 +19,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from contract import finish, options
 
 import pyro_cge as cge
+from pyro_cge.config import RunConfig
 from pyro_cge.data.fingerprints import tanimoto
 from pyro_cge.errors import NonFiniteLossError
 from pyro_cge.metrics import pearson_per_profile
+from pyro_cge.presets import PRESETS
+from pyro_cge.runs import build, objective_of
 from pyro_cge.train.fit import evaluate
 
-PRESETS = {"basic": cge.basic_vae, "conditional": cge.conditional_vae, "environment": cge.environment_vae}
+FIRST = ("basic", "conditional", "environment")
+STRUCTURED = ("structured", "structured_translation", "discrepancy")
 
 
 def synthetic() -> cge.EnvironmentData:
@@ -87,9 +91,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--models", default=",".join(FIRST), help=f"comma-separated, or all: {', '.join(PRESETS)}")
     arguments = parser.parse_args()
     if arguments.data is None and not arguments.quick:
         parser.error("--data FILE.h5ad is needed (made by convert.py), or --quick for a synthetic stand-in")
+    names = list(PRESETS) if arguments.models == "all" else arguments.models.split(",")
     seeds, epochs = (1, 10) if arguments.quick else (arguments.seeds, arguments.epochs)
     data = synthetic() if arguments.data is None else cge.read_h5ad(arguments.data)
     assert data.env_features is not None
@@ -100,16 +106,19 @@ def main() -> None:
     print(f"train {train.n:,} profiles, held out {valid.n:,} of perturbagens never seen, {data.g} genes")
 
     scores = baselines(train, valid, bits)
-    ratios: dict[str, list[float]] = {name: [] for name in PRESETS}
-    rs: dict[str, list[float]] = {name: [] for name in PRESETS}
-    reconstruction: dict[str, list[float]] = {name: [] for name in PRESETS}
+    ratios: dict[str, list[float]] = {name: [] for name in names}
+    rs: dict[str, list[float]] = {name: [] for name in names}
+    reconstruction: dict[str, list[float]] = {name: [] for name in names}
     non_finite = 0
     histories = {}
-    for name, preset in PRESETS.items():
+    latents, width = (200, 500) if data.g > 500 else (20, 64)
+    for name in names:
+        config = RunConfig(model=name, latents=latents, hidden=(width,), depth=5 if name in STRUCTURED else None)
         for seed in range(seeds):
-            with cge.isolated(seed):
-                model, guide = preset(train, 200 if data.g > 500 else 20, hidden=(500 if data.g > 500 else 64,))
+            config = config.model_copy(update={"seed": seed})
+            model, guide = build(config, train)
             settings = {"epochs": epochs, "batch_size": arguments.batch_size, "lr": 3e-4, "validation": valid}
+            settings["objective"] = objective_of(config, train)
             try:
                 fit = cge.fit(model, guide, train, patience=None, seed=seed, device=arguments.device, **settings)
             except NonFiniteLossError as error:
@@ -131,7 +140,7 @@ def main() -> None:
                 flush=True,
             )
     print(f"{'':<14}{'unseen r':>10}{'reconstruction r':>18}{'last/best':>11}")
-    for name in PRESETS:
+    for name in names:
         values = (np.mean(v[name]) if v[name] else np.nan for v in (rs, reconstruction, ratios))
         print("{:<14}{:>10.3f}{:>18.3f}{:>11.3f}".format(name, *values))
     for name, r in scores.items():

@@ -57,6 +57,10 @@ class Batch:
         Row numbers of the profiles in the full data.
     n_total, n_envs : int
         Profiles and environments in the full data.
+    unit : str
+        What the rows are: environments ("env"), or the perturbations that environments are made of ("perturbation").
+    weight : Tensor ``[E_b]``, optional
+        Instead of the ``env_weight`` that follows from the counts.
     """
 
     x: Tensor | None
@@ -68,6 +72,8 @@ class Batch:
     index: Tensor
     n_total: int
     n_envs: int
+    unit: str = "env"
+    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -75,6 +81,8 @@ class Batch:
     @cached_property
     def env_weight(self) -> Tensor:
         """``[E_b]``: (profiles here / profiles in all) · (n_total / n). Expectation one over minibatches."""
+        if self.weight is not None:
+            return self.weight
         here = torch.bincount(self.env, minlength=len(self.envs))
         return here / self.env_counts.clamp_min(1) * (self.n_total / len(self.index))
 
@@ -87,7 +95,7 @@ class Batch:
         return replace(self, **cast(dict[str, Any], moved))
 
 
-_BATCH_TENSORS = ("x", "env", "envs", "env_features", "is_control", "env_counts", "index")
+_BATCH_TENSORS = ("x", "env", "envs", "env_features", "is_control", "env_counts", "index", "weight")
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
-"""Metrics: disentanglement and prediction."""
+"""Metrics: disentanglement, prediction, calibration, stability."""
 
+from .calibration import coverage, holm, predictive_check, sbc_ranks, uniformity
 from .disentanglement import (
     Matching,
     TargetRecovery,
@@ -9,19 +10,29 @@ from .disentanglement import (
     moved_latents,
     target_recovery,
 )
+from .graphs import structural_hamming_distance
 from .prediction import pearson_per_profile, r2_per_gene, r2_per_profile, reconstruction_loss, summarise
+from .stability import Stability, stability
 
 __all__ = [
     "Matching",
+    "Stability",
     "TargetRecovery",
+    "coverage",
+    "holm",
     "linear_r2",
     "match_latents",
     "mcc",
     "moved_latents",
     "pearson_per_profile",
+    "predictive_check",
     "r2_per_gene",
     "r2_per_profile",
     "reconstruction_loss",
+    "sbc_ranks",
+    "stability",
+    "structural_hamming_distance",
     "summarise",
     "target_recovery",
+    "uniformity",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import pyro
 import pyro.distributions as dist
@@ -18,11 +19,20 @@ from ..sites import cells_plate
 from .decoders import ConditionalDecoder, Decoder
 from .priors import LatentPrior
 
+Decode = Callable[[Tensor], dist.TorchDistribution]
+
+
+class ShiftGuide(Protocol):
+    """A guide that knows the posterior of the environments' noise laws."""
+
+    def draw_shift(self, batch: Batch, n_samples: int) -> NoiseShift: ...
+
 
 class CellModel(PyroModule):
     """The generative model of a cell (paper, equation 1 and section 4.9)::
 
-        env_loc, env_log_scale = prior(e)                       envs  × d
+        env_loc, env_log_scale = prior(e)                       envs  × d   (through env_target, env_shift, … if latent)
+        edge, gene_mask                                         if the graph or the decoder's support is learned
         z   ~ Normal(env_loc[e], exp(env_log_scale[e]))         cells × d
         c_1 … c_L = scm(z)                                      cells × k
         x   ~ decoder(c)                                        cells × g
@@ -55,15 +65,16 @@ class CellModel(PyroModule):
     def g(self) -> int:
         return self.decoder.g
 
-    def likelihood(self, c: Tensor, batch: Batch) -> dist.TorchDistribution:
+    def likelihood(self, c: Tensor, batch: Batch, decode: Decode | None = None) -> dist.TorchDistribution:
         """Law of expression given causes; the batch goes unused, because X ⟂ e | C."""
-        return self.decoder(c)
+        return (decode or self.decoder)(c)
 
     def forward(self, batch: Batch) -> Tensor:
         shift = self.prior(batch)
+        scm, decode = self.scm.drawn(), self.decoder.drawn()
         with cells_plate(batch):
-            c = self.scm(self._noise(shift, batch))
-            return pyro.sample("x", self.likelihood(c, batch), obs=batch.x)
+            c = scm(self._noise(shift, batch))
+            return pyro.sample("x", self.likelihood(c, batch, decode), obs=batch.x)
 
     def _noise(self, shift: NoiseShift, batch: Batch) -> Tensor:
         # The mark tells intervention handlers the model's own noise from a guide's site of the same name.
@@ -74,22 +85,21 @@ class CellModel(PyroModule):
         return self.likelihood(self.scm(z), batch).mean
 
     @torch.no_grad()
-    def predict(self, batch: Batch, n_samples: int = 100) -> Tensor:
+    def predict(self, batch: Batch, n_samples: int = 100, guide: ShiftGuide | None = None) -> Tensor:
         """Expected expression ``[n, g]`` of the batch's environments, from the prior alone.
 
         ``E[X | e]`` by Monte Carlo over ``z``: no treated profile enters. Runs under the handlers in force, so the
-        same call under ``NoiseIntervention`` or ``HardIntervention`` answers "what if".
+        same call under ``NoiseIntervention`` or ``HardIntervention`` answers "what if". Latent effects of the
+        environments are drawn from the prior too, or with a ``guide`` from its posterior.
         """
         blank = batch.unobserved()
-        total = self._mean_of_draw(blank)
-        for _ in range(n_samples - 1):
-            total += self._mean_of_draw(blank)
-        return total / n_samples
-
-    def _mean_of_draw(self, batch: Batch) -> Tensor:
-        shift = self.prior(batch)
-        with cells_plate(batch):
-            return self.mean(self._noise(shift, batch), batch)
+        draws = None if guide is None or not self.prior.supports else guide.draw_shift(blank, n_samples)
+        total: Tensor | float = 0.0
+        for sample in range(n_samples):
+            shift = self.prior(blank) if draws is None else NoiseShift(draws.loc[sample], draws.log_scale[sample])
+            with cells_plate(blank):
+                total = total + self.mean(self._noise(shift, blank), blank)
+        return cast(Tensor, total) / n_samples
 
 
 class ConditionalCellModel(CellModel):
@@ -98,5 +108,5 @@ class ConditionalCellModel(CellModel):
     def __init__(self, prior: LatentPrior, scm: LatentSCM | None, decoder: ConditionalDecoder) -> None:
         super().__init__(prior, scm, decoder)
 
-    def likelihood(self, c: Tensor, batch: Batch) -> dist.TorchDistribution:
+    def likelihood(self, c: Tensor, batch: Batch, decode: Decode | None = None) -> dist.TorchDistribution:
         return self.decoder(c, batch)

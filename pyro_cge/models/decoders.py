@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from ..data.environment import Batch, EnvironmentData
+from ..scm.gates import Gates
 from ..scm.mechanisms import Mechanism
 from .networks import EnvironmentNetwork, mlp, soft_clamp
 
@@ -59,6 +60,13 @@ class Decoder(nn.Module):
     def forward(self, c: Tensor) -> dist.TorchDistribution:
         return self.likelihood(self.mean(c))
 
+    def drawn(self) -> Callable[[Tensor], dist.TorchDistribution]:
+        """This decoder with its global latents (if any) drawn, for use inside the cells plate."""
+        return self
+
+    def draw_posterior(self) -> None:
+        """Sample the same sites from their posterior: the guide's side of :meth:`drawn`."""
+
 
 class LinearDecoder(Decoder):
     """``mean = W c + b``."""
@@ -80,6 +88,38 @@ class MLPDecoder(Decoder):
 
     def mean(self, c: Tensor) -> Tensor:
         return self.network(c)
+
+
+class SparseDecoder(Decoder):
+    """Sparse gene programmes: ``mean = (W ⊙ M) c + b`` with latent support ``M [g, d]``::
+
+        gene_mask_kj ~ Bernoulli(ρ)                             genes × d
+
+    A gene read by few latents (and a latent with genes of its own, "anchors") is what makes a latent graph identifiable
+    from interventions. Outside a trace ``mean`` uses the support's posterior probabilities.
+
+    Parameters
+    ----------
+    probability : float
+        Initial ``ρ``; learned.
+    """
+
+    def __init__(self, d: int, g: int, *, probability: float = 0.3, scale: float = 1.0) -> None:
+        super().__init__(d, g, scale=scale)
+        self.weight = nn.Parameter(torch.randn(g, d) / d**0.5)
+        self.bias = nn.Parameter(torch.zeros(g))
+        self.support = Gates("gene_mask", "genes", (g, d), probability)
+
+    def mean(self, c: Tensor, mask: Tensor | None = None) -> Tensor:
+        mask = self.support.probability if mask is None else mask
+        return c @ (self.weight * mask).mT + self.bias
+
+    def drawn(self) -> Callable[[Tensor], dist.TorchDistribution]:
+        mask = self.support.draw()
+        return lambda c: self.likelihood(self.mean(c, mask))
+
+    def draw_posterior(self) -> None:
+        self.support.draw_posterior()
 
 
 class MechanismDecoder(Decoder):

@@ -66,7 +66,7 @@ def ood_curve(
     ax = _axes(ax)
     offsets = np.asarray(offsets, dtype=float)
     if training_range is not None:
-        ax.axvspan(*training_range, color="0.92", lw=0, label="seen in training")
+        ax.axvspan(*training_range, color="0.85", lw=0, label="seen in training", zorder=0)
     for colour, (name, values) in zip(PALETTE * len(losses), losses.items()):
         runs = np.atleast_2d(np.asarray(values, dtype=float))
         ax.plot(offsets, np.median(runs, 0), color=colour, lw=2, label=name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import networkx as nx
@@ -13,6 +15,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..sites import layer_site
 from . import graphs
 from .mechanisms import LinearMechanism, Mechanism
@@ -34,6 +37,9 @@ class LatentSCM(nn.Module):
         Over nodes ``0 … d−1``.
     mechanism : callable, parent mask ``[p, q]`` → Mechanism
         Called once for each layer after the first.
+    own_noise : float or None
+        Initial sd of a second noise that children have beside ``Z``: ``c_l ~ Normal(f_l(…) + z[layer l], s²)``, ``s``
+        learned. Those layers are then latent sites, which the guide infers. Outside a trace it is left at zero.
     """
 
     order: Tensor
@@ -43,9 +49,13 @@ class LatentSCM(nn.Module):
         self,
         graph: nx.DiGraph,
         mechanism: Callable[[Tensor], Mechanism] = LinearMechanism,
+        *,
+        own_noise: float | None = None,
     ) -> None:
         super().__init__()
-        self.graph = graph
+        if own_noise is not None and not own_noise > 0:
+            raise ConfigError(f"own_noise must be a positive standard deviation or None, got {own_noise}")
+        self._graph = graph
         self.d = len(graph)
         self.layers = graphs.layers(graph)
         order = torch.tensor([node for layer in self.layers for node in layer])
@@ -60,19 +70,53 @@ class LatentSCM(nn.Module):
             for start, layer in zip(starts[:-1], self.layers[1:], strict=True)
         )
         self._widths = widths
+        self.log_own: nn.ParameterList | None = None
+        if own_noise is not None:
+            self.log_own = nn.ParameterList(torch.full((width,), math.log(own_noise)) for width in widths[1:])
+
+    @property
+    def graph(self) -> nx.DiGraph:
+        return self._graph
+
+    @property
+    def own_noise(self) -> bool:
+        """Whether children have noise of their own beside ``Z``."""
+        return self.log_own is not None
 
     @staticmethod
     def identity(d: int) -> LatentSCM:
         """No edges: causes are the noise itself."""
         return LatentSCM(graphs.empty(d))
 
+    @staticmethod
+    def autoregressive(d: int, mechanism: Callable[[Tensor], Mechanism] = LinearMechanism, **options: Any) -> LatentSCM:
+        """Every latent depends on all earlier ones: ``C_i := f_i(C_1 … C_{i−1}, Z_i)``, any DAG over a known order."""
+        return LatentSCM(graphs.layered(d, 1), mechanism, **options)
+
+    @staticmethod
+    def layered(
+        depth: int, width: int, mechanism: Callable[[Tensor], Mechanism] = LinearMechanism, **options: Any
+    ) -> LatentSCM:
+        """``depth`` layers of ``width`` latents, each a child of all earlier layers (paper, section 4.9)."""
+        return LatentSCM(graphs.layered(depth, width), mechanism, **options)
+
     @property
     def A(self) -> Tensor:
         """Adjacency ``[d, d]``, ``A[i, j] = 1`` where ``i → j``."""
         return graphs.adjacency(self.graph)
 
+    def drawn(self) -> Callable[[Tensor], Tensor]:
+        """This SCM with its latents drawn: what a model calls inside the cells plate."""
+        return self if self.log_own is None else partial(self._causes, own_noise=True)
+
+    def draw_posterior(self) -> None:
+        """Sample global latents (a learned graph's edges) from their posterior: the guide's side of :meth:`drawn`."""
+
     def forward(self, z: Tensor) -> Tensor:
         """Causes ``c [..., n, d]`` from noise ``z [..., n, d]``, nodes in the graph's own order."""
+        return self._causes(z)
+
+    def _causes(self, z: Tensor, own_noise: bool = False) -> Tensor:
         ordered = z if self._trivial else z.index_select(-1, self.order)
         noises = ordered.split(self._widths, -1)
         done: list[Tensor] = []
@@ -80,7 +124,8 @@ class LatentSCM(nn.Module):
             parents = _join(done) if done else noise[..., :0]
             mechanism = cast(Mechanism, self.mechanisms[layer - 1]) if layer else None
             value = noise if mechanism is None else mechanism(parents, noise)
-            done.append(_assign(layer + 1, value, LayerInputs(self.d, nodes, parents, noise, mechanism)))
+            scale = soft_sd(cast(nn.ParameterList, self.log_own)[layer - 1]) if own_noise and layer else None
+            done.append(assign(layer + 1, value, LayerInputs(self.d, nodes, parents, noise, mechanism), scale))
         c = _join(done)
         return c if self._trivial else c.index_select(-1, self.inverse)
 
@@ -124,8 +169,17 @@ def _join(blocks: list[Tensor]) -> Tensor:
     return torch.cat(blocks, -1)
 
 
-def _assign(layer: int, value: Tensor, inputs: LayerInputs) -> Tensor:
-    """``pyro.deterministic`` with the layer's inputs attached for handlers."""
+def soft_sd(log_sd: Tensor) -> Tensor:
+    """Standard deviation, kept within e^±5."""
+    return (5 * torch.tanh(log_sd / 5)).exp()
+
+
+def assign(layer: int, value: Tensor, inputs: LayerInputs, own_noise: Tensor | None = None) -> Tensor:
+    """One layer's site with its inputs attached for handlers: deterministic, or with noise of its own a draw."""
+    if own_noise is not None:
+        return pyro.sample(
+            layer_site(layer), dist.Normal(value, own_noise).to_event(1), infer=cast(Any, {"layer": inputs})
+        )
     return pyro.sample(
         layer_site(layer),
         dist.Delta(value, event_dim=1).mask(False),

@@ -13,19 +13,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Weights = Literal["signs", "uniform", "normal"]
+Weights = Literal["signs", "uniform", "normal", "small"]
 
 
 def draw_weights(shape: tuple[int, ...], weights: Weights, generator: torch.Generator | None = None) -> Tensor:
-    """Random weights: ``signs`` in {−1, 1}; ``uniform`` ±U(0.25, 1); ``normal`` N(0, 1)."""
-    if weights == "normal":
-        return torch.randn(shape, generator=generator)
+    """Random weights: ``signs`` in {−1, 1}; ``uniform`` ±U(0.25, 1); ``normal`` N(0, 1); ``small`` N(0, 0.1²), to learn from."""
+    if weights in ("normal", "small"):
+        return torch.randn(shape, generator=generator) * (0.1 if weights == "small" else 1.0)
     signs = 2.0 * torch.randint(0, 2, shape, generator=generator) - 1
     if weights == "signs":
         return signs
     if weights == "uniform":
         return signs * (0.25 + 0.75 * torch.rand(shape, generator=generator))
-    raise ValueError(f"weights must be 'signs', 'uniform' or 'normal', got {weights!r}")
+    raise ValueError(f"weights must be 'signs', 'uniform', 'normal' or 'small', got {weights!r}")
 
 
 class Mechanism(nn.Module):

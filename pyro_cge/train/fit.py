@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pandas as pd
@@ -20,11 +20,13 @@ from ..data.environment import Batch, EnvironmentData
 from ..data.standardize import Standardizer
 from ..errors import ConfigError, DataError, NonFiniteLossError
 from ..guides.amortized import AmortizedGuide
+from ..guides.refined import RefinedGuide
 from ..models.cell import CellModel
 from ..objectives.elbo import Elbo, traces
 from ..posterior import Posterior
 from ..seeds import isolated
 from .progress import EpochProgress
+from .schedule import Schedule, rate_factor
 from .state import TrainingState, get_rng, set_rng
 
 EVALUATION_BATCH = 1024
@@ -66,9 +68,14 @@ class Fit:
     train_rows: np.ndarray = field(default_factory=lambda: np.empty(0, int))
     valid_rows: np.ndarray = field(default_factory=lambda: np.empty(0, int))
 
-    def posterior(self, data: EnvironmentData) -> Posterior:
-        """Posterior of latents and interventions for ``data`` (in raw units, genes in any order)."""
-        return Posterior(self.model, self.guide, data, self.scaler, schema=self.schema)
+    def posterior(self, data: EnvironmentData, *, refine: int = 0) -> Posterior:
+        """Posterior of latents and interventions for ``data`` (in raw units, genes in any order).
+
+        ``refine`` gradient steps improve each profile's posterior beyond what the encoder says
+        (:class:`~pyro_cge.guides.refined.RefinedGuide`).
+        """
+        guide = RefinedGuide(self.guide, steps=refine) if refine else self.guide
+        return Posterior(self.model, cast(AmortizedGuide, guide), data, self.scaler, schema=self.schema)
 
 
 def fit(
@@ -80,7 +87,9 @@ def fit(
     epochs: int = 200,
     batch_size: int = 128,
     lr: float = 1e-3,
+    schedule: Schedule = None,
     kl_warmup: int = 10,
+    kl_start: float = 0.0,
     clip: float = 100.0,
     validation: float | EnvironmentData | None = 0.1,
     patience: int | None = 30,
@@ -98,11 +107,18 @@ def fit(
     Parameters
     ----------
     objective : callable
-        Default :class:`~pyro_cge.objectives.elbo.Elbo`.
+        Default :class:`~pyro_cge.objectives.elbo.Elbo`. Where it is an ``nn.Module`` with parameters of its own (a
+        critic, say) they are trained with the model's, in place.
     epochs, batch_size, lr
         Passes over the training profiles, profiles a step, learning rate of fused Adam.
+    schedule : {"one_cycle", "cosine"} or None
+        How the learning rate changes from step to step (:func:`~pyro_cge.train.schedule.rate_factor`); ``lr`` is its
+        highest value. Schedules end with the last epoch, so train to the end (``patience=None``).
     kl_warmup : int
-        Epochs over which the weight of the KL term rises linearly to one.
+        Epochs over which the weight of the KL term goes linearly to one.
+    kl_start : float
+        Where it comes from: from zero, latents are used before they are paid for; from well above one (10, say, over
+        half of the epochs), latents that others make redundant are dropped while that is still easy.
     clip : float
         Largest norm of the gradient (of the loss per profile); larger ones are scaled down.
     validation : float, EnvironmentData or None
@@ -143,7 +159,10 @@ def fit(
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
+        # A schedule depends on the number of epochs, which a resumed run may otherwise change.
+        "schedule": schedule and f"{schedule} over {epochs} epochs",
         "kl_warmup": kl_warmup,
+        "kl_start": kl_start,
         "clip": clip,
         "validation": validation
         if isinstance(validation, float)
@@ -161,11 +180,15 @@ def fit(
     valid = align(valid, data.schema())
     scaler = Standardizer.fit(train) if standardize else Standardizer.identity(data.gene_names)
     train, valid = scaler.transform(train).to(device), scaler.transform(valid).to(device)
+    steps = -(-train.n // batch_size)  # an epoch
     model.to(device), guide.to(device)
 
-    modules = {"model": model, "guide": guide}
+    modules: dict[str, nn.Module] = {"model": model, "guide": guide}
+    if isinstance(objective, nn.Module):
+        modules["objective"] = objective.to(device)
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
     adam = torch.optim.Adam(parameters, lr=lr, fused=True) if optimizer is None else optimizer(parameters)
+    base_rates = [group["lr"] for group in adam.param_groups]
     state = TrainingState(modules, adam)
     if resume:
         if checkpoint is None:
@@ -185,9 +208,13 @@ def fit(
             if on_epoch is not None:
                 on_epoch(epoch)
             started = time.perf_counter()
-            warmup = min(1.0, (epoch + 1) / kl_warmup) if kl_warmup else 1.0
+            warmup = kl_start + (1 - kl_start) * min(1.0, (epoch + 1) / kl_warmup) if kl_warmup else 1.0
             row: dict[str, float] = {"epoch": epoch}
-            row |= _train_epoch(modules, objective, adam, train, batch_size, warmup, clip, parameters, epoch)
+            rates = [
+                [base * rate_factor(schedule, epoch * steps + i, epochs * steps) for base in base_rates]
+                for i in range(steps)
+            ]
+            row |= _train_epoch(modules, objective, adam, train, batch_size, rates, warmup, clip, parameters, epoch)
             if valid.n:
                 row |= {f"valid_{k}": v for k, v in evaluate(model, guide, valid, objective, seed=seed).items()}
             row["seconds"] = time.perf_counter() - started
@@ -234,6 +261,7 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     train: EnvironmentData,
     batch_size: int,
+    rates: list[list[float]],
     warmup: float,
     clip: float,
     parameters: list[nn.Parameter],
@@ -242,6 +270,8 @@ def _train_epoch(
     totals: dict[str, Any] = {}
     model, guide = modules["model"], modules["guide"]
     for number, batch in enumerate(train.batches(batch_size, shuffle=True)):
+        for group, rate in zip(optimizer.param_groups, rates[number], strict=True):
+            group["lr"] = rate
         terms = objective(model, guide, batch, warmup=warmup)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()

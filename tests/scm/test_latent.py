@@ -206,7 +206,7 @@ def test_weight_laws():
     # Five standard errors of the mean: failure rate below 1e-6.
     assert signs.mean().abs() < 5 / 4000**0.5 and uniform.mean().abs() < 5 * 0.66 / 4000**0.5
     assert (uniform.abs().mean() - 0.625).abs() < 5 * 0.2165 / 4000**0.5
-    with pytest.raises(ValueError, match="'signs', 'uniform' or 'normal'"):
+    with pytest.raises(ValueError, match="'signs', 'uniform', 'normal' or 'small'"):
         draw_weights((2,), "cauchy")
 
 

@@ -1,0 +1,116 @@
+"""Between two fits: going on with another prior, and choosing the number of latents."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..data.environment import EnvironmentData
+from ..errors import ConfigError
+from ..guides.amortized import AmortizedGuide
+from ..models.cell import CellModel
+from ..models.priors import LatentPrior
+from .fit import Fit, fit
+
+
+def transfer(fit: Fit, prior: LatentPrior, data: EnvironmentData) -> Fit:
+    """The same fit under another prior, which starts at the noise laws found so far.
+
+    Typically after :func:`~pyro_cge.train.rotation.rotate`: the sparse prior starts with the right latents already
+    apart. Encoder and decoder keep their weights; train on with
+    :func:`~pyro_cge.train.fit.fit`. A penalty that is too strong makes a good rotation worse: compare held-out bounds.
+
+    Parameters
+    ----------
+    fit : Fit
+        Left as it is.
+    prior : LatentPrior
+        Untrained, of as many latents, made for the same environments.
+    data : EnvironmentData
+        The data it was made for.
+
+    Raises
+    ------
+    ConfigError
+        If the prior has another number of latents.
+    """
+    if prior.d != fit.model.d:
+        raise ConfigError(f"the new prior has {prior.d} latents, the fit {fit.model.d}")
+    model, guide = copy.deepcopy((fit.model, fit.guide))  # together: the guide refers to the model
+    device = next(model.parameters()).device
+    everything = data.to(device).cells(torch.arange(data.n_envs, device=device))
+    with torch.no_grad():
+        law = guide.shift(everything)
+    guide.swap_prior(copy.deepcopy(prior))
+    model.to(device), guide.to(device)
+    guide.start_at(law, everything)
+    return replace(fit, model=model, guide=guide, settings={**fit.settings, "prior": type(prior).__name__})
+
+
+def choose_latents(
+    build: Callable[[int], tuple[CellModel, AmortizedGuide]],
+    data: EnvironmentData,
+    candidates: Sequence[int],
+    *,
+    validation: float | EnvironmentData = 0.1,
+    n_samples: int = 50,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[pd.DataFrame, Fit]:
+    """Fit models of several sizes and take the smallest that explains held-out profiles as well as the best.
+
+    Every size is judged by its importance-weighted bound on ``log P(x | e)`` of the same held-out profiles. The
+    one-standard-error rule: the smallest size whose bound is within one standard error (of the paired differences) of
+    the best one's.
+
+    Parameters
+    ----------
+    build : callable
+        Number of latents → untrained model and guide, e.g.
+        ``lambda d: environment_vae(data, d)``.
+    candidates : sequence of int
+    validation : float or EnvironmentData
+        As for :func:`~pyro_cge.train.fit.fit`.
+    n_samples : int
+        Of the bound.
+    **options
+        For :func:`~pyro_cge.train.fit.fit`.
+
+    Returns
+    -------
+    table : DataFrame
+        One row a candidate: ``bound`` (nats a profile), ``gap`` to the best and its standard error ``gap_se``,
+        ``chosen``.
+    best : Fit
+        Of the chosen size.
+    """
+    if not candidates:
+        raise ConfigError("choose_latents needs candidate numbers of latents, got none")
+    sizes = sorted(set(candidates))
+    fits, bounds = [], []
+    for d in sizes:
+        model, guide = build(d)
+        fitted = fit(model, guide, data, validation=validation, seed=seed, **options)
+        held_out = validation if isinstance(validation, EnvironmentData) else data.rows(fitted.valid_rows)
+        fits.append(fitted)
+        bounds.append(fitted.posterior(held_out).log_evidence(n_samples, seed=seed).double().numpy())
+    best = int(np.argmax([bound.mean() for bound in bounds]))
+    gaps = [bounds[best] - bound for bound in bounds]
+    errors = [float(gap.std() / len(gap) ** 0.5) for gap in gaps]
+    chosen = next(i for i, gap in enumerate(gaps) if gap.mean() <= errors[i])
+    table = pd.DataFrame(
+        {
+            "bound": [bound.mean() for bound in bounds],
+            "gap": [gap.mean() for gap in gaps],
+            "gap_se": errors,
+            "chosen": [i == chosen for i in range(len(sizes))],
+        },
+        index=pd.Index(sizes, name="latents"),
+    )
+    return table, fits[chosen]
