@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..data.environment import Batch
 from ..errors import ConfigError
-from ..scm.handlers import HardIntervention, MechanismIntervention
+from ..scm.handlers import in_force
 from ..scm.latent import LatentSCM
 from .cell import CellModel
 from .decoders import Decoder
@@ -58,13 +58,7 @@ class IntervenedCellModel(CellModel):
 
     def interventions(self, batch: Batch) -> ExitStack:
         """Handlers that put the batch's interventions in force, one row a profile."""
-        env = batch.envs.index_select(0, batch.env)
-        stack = ExitStack()
-        if self.hard is not None:
-            stack.enter_context(HardIntervention(value=self.hard.index_select(0, env)))
-        if self.gain is not None:
-            stack.enter_context(MechanismIntervention(gain=self.gain.index_select(0, env)))
-        return stack
+        return in_force(self.hard, self.gain, batch.envs.index_select(0, batch.env))
 
     def forward(self, batch: Batch) -> Tensor:
         with self.interventions(batch):

@@ -7,6 +7,7 @@ Each is a context manager around any call of a model (``model(batch)``, ``model.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from numbers import Integral
 from typing import Any, cast
 
@@ -173,6 +174,16 @@ class MechanismIntervention(_Intervention):
             new = inputs.mechanism.combine(effect, inputs.noise)
             # Only the touched columns: another handler may have set the others.
             _rewrite(msg, torch.where(untouched, msg["value"], new))
+
+
+def in_force(hard: Tensor | None, gain: Tensor | None, env: Tensor) -> ExitStack:
+    """Hard and mechanism interventions of tables ``[E, d]`` (NaN: untouched) on profiles in environments ``env [n]``."""
+    stack = ExitStack()
+    if hard is not None:
+        stack.enter_context(HardIntervention(value=hard.index_select(0, env)))
+    if gain is not None:
+        stack.enter_context(MechanismIntervention(gain=gain.index_select(0, env)))
+    return stack
 
 
 def _rewrite(msg: dict[str, Any], value: Tensor) -> None:

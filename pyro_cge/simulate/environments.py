@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data.environment import EnvironmentData
 from ..errors import ConfigError
-from ..scm.handlers import HardIntervention, MechanismIntervention
+from ..scm.handlers import in_force
 from ..scm.shifts import NoiseShift
 
 Kind = Literal["shift", "scale", "hard", "mechanism"]
@@ -81,12 +81,7 @@ class Environments:
 
     def handlers(self, env: Tensor) -> ExitStack:
         """Handlers that put hard and mechanism interventions in force for profiles in environments ``env [n]``."""
-        stack = ExitStack()
-        if self.hard is not None:
-            stack.enter_context(HardIntervention(value=self.hard.index_select(0, env)))
-        if self.gain is not None:
-            stack.enter_context(MechanismIntervention(gain=self.gain.index_select(0, env)))
-        return stack
+        return in_force(self.hard, self.gain, env)
 
 
 def reference(n_latents: int, *, offset: Sequence[float] | None = None) -> Environments:
