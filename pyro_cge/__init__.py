@@ -63,14 +63,17 @@ _EXPORTS = {
     "iwae_bound": "objectives.elbo",
     "read_h5ad": "data.anndata",
     "rotate": "train.rotation",
+    "rotate_and_refit": "train.transfer",
     "sams_vae": "presets",
     "split": "data.splits",
     "structured_translation_vae": "presets",
     "structured_vae": "presets",
+    "superfluous": "train.prune",
     "svae_plus": "presets",
     "to_anndata": "data.anndata",
     "transfer": "train.transfer",
     "translation_vae": "presets",
+    "without_latents": "train.prune",
     "write_h5ad": "data.anndata",
 }
 _MODULES = (

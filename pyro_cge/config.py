@@ -20,7 +20,7 @@ class RunConfig(BaseModel):
 
     Model: ``model`` (a preset), ``latents``, ``hidden``, ``decoder``, ``conditioning``, ``guide``, ``temperature``,
     ``final_temperature``, ``moves``, ``depth``, ``mechanism``, ``additive``, ``hill``; what a preset does not take is
-    ignored. ``rotate`` turns a fitted
+    ignored, and its own defaults hold for ``moves`` and ``conditioning`` that are not given. ``rotate`` turns a fitted
     ``dense`` model to sparse. Objective: ``irm`` (weight of the penalty, 0 for none), ``weight`` (of the adversarial or MMD term;
     default: the objective's own).
     Training: ``epochs``, ``batch_size``, ``lr``, ``schedule``, ``kl_warmup``, ``clip``, ``patience``, ``standardize``,
@@ -53,7 +53,7 @@ class RunConfig(BaseModel):
     guide: Literal["mean_field", "full", "structured", "flow"] = "mean_field"
     temperature: float = Field(default=0.5, gt=0)
     final_temperature: float | None = Field(default=None, gt=0)
-    moves: Literal["loc", "scale", "both"] = "both"
+    moves: Literal["loc", "scale", "both"] | None = None
     depth: int | None = Field(default=None, ge=1)
     mechanism: Literal["linear", "neural"] = "linear"
     additive: bool = False

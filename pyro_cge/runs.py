@@ -48,8 +48,9 @@ def build(config: RunConfig, data: EnvironmentData) -> tuple[CellModel, Amortize
     preset = PRESETS[config.model]
     accepted = inspect.signature(preset).parameters
     options = {name: value for name, value in config if name in accepted}
-    if config.conditioning == "preset":
-        options.pop("conditioning", None)
+    for name, unset in (("conditioning", "preset"), ("moves", None)):
+        if options.get(name) == unset:
+            options.pop(name, None)
     with isolated(config.seed):
         return preset(data, config.latents, **options)
 

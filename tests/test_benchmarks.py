@@ -11,6 +11,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 KEYS = {
+    "recovery": {"z_mcc", "target_accuracy", "without_rotation"},
     "latent_graph": {"shd"},
     "svi_overhead": {"ratio_l1000", "ratio_tiny"},
     "l1000_models": {"non_finite", "last_over_best", "val_r"},

@@ -50,13 +50,14 @@ def check_foldable(model: CellModel, guide: AmortizedGuide) -> None:
 
 @torch.no_grad()
 def fold(
-    model: CellModel, guide: AmortizedGuide, data: EnvironmentData, centre: Tensor, matrix: Tensor
+    model: CellModel, guide: AmortizedGuide, data: EnvironmentData, centre: Tensor, matrix: Tensor, loc: Tensor
 ) -> tuple[CellModel, AmortizedGuide]:
     """Copies of model and guide in the coordinates ``z' = (z − centre) @ matrix``.
 
     Posterior means turn exactly, and the decoder undoes it: reconstructions stay. What a diagonal Gaussian cannot turn
     (posterior scales, the environments' scales) becomes the diagonal of the turned covariance, by least squares on the
-    last hidden layer. The reference law is N(0, I) in the new coordinates.
+    last hidden layer. The reference law is N(0, I) in the new coordinates. Environments that a prior knows as free rows
+    get ``loc`` for their means, which maximises the ELBO given the encoder; a network's outputs are turned.
 
     Parameters
     ----------
@@ -65,6 +66,8 @@ def fold(
     centre : Tensor ``[d]``
     matrix : Tensor ``[d, d]``
         Invertible.
+    loc : Tensor ``[E, d]``
+        Mean posterior noise of each environment, in the new coordinates.
     """
     model, guide = copy.deepcopy((model, guide))  # together: the guide refers to the model
     device = next(model.parameters()).device
@@ -76,7 +79,7 @@ def fold(
     weight = first.weight.double()
     first.bias.add_((weight @ centre).to(first.bias))
     first.weight.copy_(torch.linalg.solve(matrix, weight.mT).mT)
-    _turn_prior(cast(DensePrior, model.prior), data, centre, matrix)
+    _turn_prior(cast(DensePrior, model.prior), data, centre, matrix, loc.to(device))
     return model, guide
 
 
@@ -103,13 +106,14 @@ def _turn_posterior_scales(guide: AmortizedGuide, data: EnvironmentData, matrix:
     _set_rows(guide.head, slice(d, 2 * d), torch.linalg.pinv(gram, hermitian=True) @ products)
 
 
-def _turn_prior(prior: DensePrior, data: EnvironmentData, centre: Tensor, matrix: Tensor) -> None:
+def _turn_prior(prior: DensePrior, data: EnvironmentData, centre: Tensor, matrix: Tensor, loc: Tensor) -> None:
     d, network = prior.d, prior.network
     everything = data.cells(torch.arange(data.n_envs, device=data.env.device))
     scales = _environment_scales(network(everything)[:, d:].double(), matrix) if prior.moves == "both" else None
     if network.table is not None:
         table = network.table.weight
-        table[:, :d] = ((table[:, :d].double() - centre) @ matrix).to(table)
+        turned = (table[:, :d].double() - centre) @ matrix
+        table[:, :d] = torch.where(data.env_counts.unsqueeze(-1) > 0, loc, turned).to(table)
         if scales is not None:
             table[:, d:] = scales.to(table)
         return

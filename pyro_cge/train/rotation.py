@@ -269,7 +269,8 @@ def rotate(
     options = {"method": method, "restarts": restarts, "softness": softness, "seed": seed}
     rotation = rotation_of(fit, data, **options)
     data = align(data, fit.schema)
-    model, guide = fold(fit.model, fit.guide, fit.scaler.transform(data), rotation.centre, rotation.matrix)
+    scaled = fit.scaler.transform(data)
+    model, guide = fold(fit.model, fit.guide, scaled, rotation.centre, rotation.matrix, rotation.loc)
     record = {**options, "n_active": rotation.n_active, "n_agree": rotation.n_agree}
     return replace(fit, model=model, guide=guide, settings={**fit.settings, "rotation": record})
 

@@ -17,9 +17,11 @@ from ..guides.amortized import AmortizedGuide
 from ..models.cell import CellModel
 from ..models.priors import LatentPrior
 from .fit import Fit, fit
+from .prune import superfluous, without_latents
+from .rotation import rotate
 
 
-def transfer(fit: Fit, prior: LatentPrior, data: EnvironmentData) -> Fit:
+def transfer(fitted: Fit, prior: LatentPrior, data: EnvironmentData) -> Fit:
     """The same fit under another prior, which starts at the noise laws found so far.
 
     Typically after :func:`~pyro_cge.train.rotation.rotate`: the sparse prior starts with the right latents already
@@ -28,7 +30,7 @@ def transfer(fit: Fit, prior: LatentPrior, data: EnvironmentData) -> Fit:
 
     Parameters
     ----------
-    fit : Fit
+    fitted : Fit
         Left as it is.
     prior : LatentPrior
         Untrained, of as many latents, made for the same environments.
@@ -40,9 +42,9 @@ def transfer(fit: Fit, prior: LatentPrior, data: EnvironmentData) -> Fit:
     ConfigError
         If the prior has another number of latents.
     """
-    if prior.d != fit.model.d:
-        raise ConfigError(f"the new prior has {prior.d} latents, the fit {fit.model.d}")
-    model, guide = copy.deepcopy((fit.model, fit.guide))  # together: the guide refers to the model
+    if prior.d != fitted.model.d:
+        raise ConfigError(f"the new prior has {prior.d} latents, the fit {fitted.model.d}")
+    model, guide = copy.deepcopy((fitted.model, fitted.guide))  # together: the guide refers to the model
     device = next(model.parameters()).device
     everything = data.to(device).cells(torch.arange(data.n_envs, device=device))
     with torch.no_grad():
@@ -50,7 +52,35 @@ def transfer(fit: Fit, prior: LatentPrior, data: EnvironmentData) -> Fit:
     guide.swap_prior(copy.deepcopy(prior))
     model.to(device), guide.to(device)
     guide.start_at(law, everything)
-    return replace(fit, model=model, guide=guide, settings={**fit.settings, "prior": type(prior).__name__})
+    return replace(fitted, model=model, guide=guide, settings={**fitted.settings, "prior": type(prior).__name__})
+
+
+def rotate_and_refit(
+    dense: Fit, data: EnvironmentData, *, prior: Callable[[int], LatentPrior] | None = None, **options: Any
+) -> Fit:
+    """The whole step between a dense fit and a finished one: rotate, leave out superfluous latents, train on, rotate.
+
+    Training on under fewer latents brings encoder and decoder into the new coordinates; the second rotation takes away
+    what was left of the first one's error.
+
+    Parameters
+    ----------
+    dense : Fit
+        With a :class:`~pyro_cge.models.priors.DensePrior` and a few more latents than needed. Left as it is.
+    data : EnvironmentData
+        The profiles it was trained on.
+    prior : callable, optional
+        Number of latents kept → the sparse prior to end with (``lambda d: SpikeSlabPrior(data, d)``), trained on from there.
+    **options
+        For :func:`~pyro_cge.train.fit.fit`; typically half the epochs and half the learning rate of the dense fit.
+    """
+    turned = rotate(dense, data)
+    smaller = without_latents(turned, superfluous(turned, data))
+    refitted = rotate(fit(smaller.model, smaller.guide, data, **options), data)
+    if prior is None:
+        return refitted
+    sparse = transfer(refitted, prior(refitted.model.d), data)
+    return fit(sparse.model, sparse.guide, data, **options)
 
 
 def choose_latents(
