@@ -19,7 +19,7 @@ from .fit import Fit
 from .fold import check_foldable, first_layer
 from .rotation import INFORMED, posterior_moments
 
-REDUNDANT = 0.3
+REDUNDANT = 0.6  # real latents reach 0.5 while a fit has latents to spare, superfluous ones 0.7 to 1
 FEATURES = 500  # random ReLU features of the regression of one latent on the others
 ROWS = 20_000
 
