@@ -69,7 +69,7 @@ def _effects(posterior: Posterior, n_samples: int, seed: int | None) -> dict[str
     """Draws of the latent sites behind the environments' laws, the very ones behind ``shift_draws`` of the same seed."""
     batch = posterior.every_environment()
     unit = posterior.model.prior.units(batch).unit
-    with torch.no_grad(), isolated(seed):
+    with torch.no_grad(), isolated(seed, "posterior"):
         effects = posterior.guide.draw_effects(batch, n_samples)
     return {f"{unit}_{effect}": draws for effect, draws in effects.items()}
 

@@ -89,7 +89,7 @@ class Posterior:
     @torch.no_grad()
     def shift_draws(self, n_samples: int = 100, seed: int | None = 0) -> NoiseShift:
         """Posterior draws ``NoiseShift [S, E, d]``; equal where the prior maps an environment to one law."""
-        with isolated(seed):
+        with isolated(seed, "posterior"):
             return self._shift_draws(n_samples).to("cpu")
 
     @property
@@ -209,7 +209,7 @@ class Posterior:
     @torch.no_grad()
     def samples(self, n_samples: int = 100, seed: int | None = 0) -> Tensor:
         """Draws of the noise ``[S, n, d]`` from the guide, jointly with :meth:`shift_draws` of the same seed."""
-        with isolated(seed):
+        with isolated(seed, "posterior"):
             laws = self._shift_draws(n_samples)
             return torch.cat([self._noise(batch, laws).sample().cpu() for batch in self._batches()], -2)
 
@@ -250,7 +250,7 @@ class Posterior:
         elif environments is not None:
             rows = table.environments(environments)
         env = torch.tensor(rows, dtype=torch.long)
-        with isolated(seed):
+        with isolated(seed, "posterior"):
             return self.scaler.inverse(
                 self.model.predict(table.to(self.device).cells(env.to(self.device)), n_samples, self.guide).cpu()
             )
@@ -282,7 +282,7 @@ class Posterior:
         from the law of each profile's environment (other cells under the same treatment).
         """
         parts = []
-        with isolated(seed):
+        with isolated(seed, "posterior"):
             laws = self._shift_draws(n_samples)
             for batch in self._batches():
                 law = laws.select(batch.envs).law(batch.env) if new_profiles else self._noise(batch, laws)
@@ -294,7 +294,7 @@ class Posterior:
 
     def log_evidence(self, n_samples: int = 100, seed: int | None = 0) -> Tensor:
         """Importance-weighted bound on ``log P(x | e)`` of each profile ``[n]``, in nats of the data's own units."""
-        with isolated(seed), pyro.validation_enabled(False):
+        with isolated(seed, "posterior"), pyro.validation_enabled(False):
             bounds = [iwae_bound(self.model, self.guide, batch, n_samples) for batch in self._batches()]
         return torch.cat(bounds).cpu() - self.scaler.scale.log().sum().cpu()
 
@@ -307,7 +307,7 @@ class Posterior:
         models on held-out data. (There a profile told the laws nothing, so leaving it out costs a little too much.)
         """
         size = max(1, min(BATCH, DECODED // (n_importance * self.data.g)))
-        with isolated(seed):
+        with isolated(seed, "posterior"):
             laws = self._shift_draws(n_samples)
             parts = [
                 marginal_log_likelihood(self.model, self.guide, batch, laws.select(batch.envs), n_importance)

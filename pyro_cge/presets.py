@@ -324,7 +324,7 @@ def _scm(d: int, depth: int | None, mechanism: MechanismKind, graph: nx.DiGraph 
     # Weights start near zero: a deep SCM of unit weights would multiply its noise at every layer.
     kinds: dict[str, Callable[[Tensor], Mechanism]] = {
         "linear": partial(LinearMechanism, weights="small"),
-        "neural": partial(NeuralMechanism, weights="small"),
+        "neural": partial(NeuralMechanism, hidden=16, weights="small"),
     }
     if mechanism not in kinds:
         raise ConfigError(f"mechanism must be 'linear' or 'neural', got {mechanism!r}")

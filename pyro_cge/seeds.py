@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,14 +10,15 @@ import torch
 
 
 @contextmanager
-def isolated(seed: int | None) -> Iterator[None]:
+def isolated(seed: int | None, stream: str = "") -> Iterator[None]:
     """Run with torch seeded by ``seed``, on every device, and put the caller's random state back afterwards.
 
-    ``None`` uses (and advances) the random state in force.
+    ``None`` uses (and advances) the random state in force. Streams of different names draw different numbers from one
+    seed: a simulator and a posterior of seed 0 must not share their noise.
     """
     if seed is None:
         yield
         return
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(seed ^ zlib.crc32(stream.encode()))
         yield

@@ -170,9 +170,10 @@ figure.supxlabel("effect in the fitted model", fontsize="medium")
 plt.show()
 
 # %% [markdown]
-# With the support known, all three kinds come out right. With a free decoder the basis is rotated (the second tutorial
-# shows why), and nothing quite does. The rotated fit has the noise nearly right, and hence what noise interventions do; but
-# without the graph it cannot know what a parent would have done to its child, and setting a latent goes wrong.
+# With the support known, all three kinds come out right. With a free decoder the basis is rotated (the second
+# tutorial shows why), and nothing quite does. The rotated fit has the noise nearly right, and hence what noise
+# interventions do; but without the graph it cannot know what a parent would have done to its child, and setting a
+# latent goes wrong.
 #
 # ## Many values in one call
 #
@@ -261,9 +262,8 @@ scores.median().round(2)
 #   of them (after the rotation, if nothing else fixes the basis).
 # - *Not the causes C, nor the graph*, from shifts alone: with a free decoder C is any invertible function of Z. The two
 #   fits with one, with the true graph and without any, have nearly the same held-out loss.
-# - *Mechanisms and do(·)* need more: here a given graph and a known support of the genes. Hard or mechanism
-#   interventions among the environments (`IntervenedCellModel`) do it too, and with `LearnedSCM` the graph is
-#   learned.
+# - *Mechanisms and do(·)* need more: here a given graph and a known support of the genes. With hard or mechanism
+#   interventions among the environments too (`IntervenedCellModel`), `LearnedSCM` learns the graph.
 #
 # Mechanisms are learned where the data have been, and training can stall in a poor one when they are steep: fit several
 # seeds and compare held-out losses.

@@ -35,13 +35,13 @@ class RefinedGuide(PyroModule):
         Gradient steps (Adam).
     lr : float
     n_samples : int
-        Draws of ``z`` a step, the same noise at every step.
+        Draws of ``z`` a step (an even number), the same noise at every step.
     """
 
-    def __init__(self, guide: AmortizedGuide, *, steps: int = 100, lr: float = 0.03, n_samples: int = 16) -> None:
+    def __init__(self, guide: AmortizedGuide, *, steps: int = 100, lr: float = 0.03, n_samples: int = 32) -> None:
         super().__init__()
-        if steps < 1 or n_samples < 1 or not lr > 0:
-            raise ConfigError(f"steps, n_samples and lr must be positive, got {steps}, {n_samples} and {lr}")
+        if steps < 1 or n_samples < 2 or n_samples % 2 or not lr > 0:
+            raise ConfigError(f"steps and lr must be positive and n_samples even, got {steps}, {lr} and {n_samples}")
         self._guide = (guide,)
         self.steps, self.lr, self.n_samples = steps, lr, n_samples
 
@@ -60,8 +60,11 @@ class RefinedGuide(PyroModule):
             start_loc, start_log_scale = self.guide.encode(batch)
             law = self.guide.shift(batch).select(batch.env)
         loc, log_scale = start_loc.clone().requires_grad_(), start_log_scale.clone().requires_grad_()
-        generator = torch.Generator(loc.device).manual_seed(0)
-        noise = torch.randn(self.n_samples, *loc.shape, generator=generator, device=loc.device, dtype=loc.dtype)
+        # Pairs of opposite draws of unit variance: fixed noise that the search could exploit has none in its first two
+        # moments. Drawn on the CPU, so that every device refines alike.
+        generator = torch.Generator().manual_seed(2_718_281)
+        half = torch.randn(self.n_samples // 2, *loc.shape, generator=generator, dtype=loc.dtype).to(loc.device)
+        noise = torch.cat([half, -half]) / half.square().mean(0).sqrt()
         optimizer = torch.optim.Adam([loc, log_scale], lr=self.lr)
         with torch.enable_grad(), poutine.block():  # the search leaves no sites in a trace
             for _ in range(self.steps):

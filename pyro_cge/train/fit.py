@@ -248,7 +248,7 @@ def evaluate(
     """Mean of the objective's terms over all profiles of ``data`` (in the units the model was trained in)."""
     objective = Elbo() if objective is None else objective
     totals: dict[str, Any] = {}
-    with isolated(seed), pyro.validation_enabled(False):
+    with isolated(seed, "posterior"), pyro.validation_enabled(False):
         for batch in data.batches(EVALUATION_BATCH):
             for name, value in objective(model, guide, batch).items():
                 totals[name] = totals.get(name, 0.0) + value * len(batch)

@@ -242,7 +242,7 @@ def rotate(
     *What is identified.* The exogenous noise Z and the latents each environment intervenes on, up to the order of the
     latents and their signs: provided environments shift few latents each, and between them every latent (so at least
     ``d`` of them; a latent that none touches, or two that are only ever moved together in one proportion, stay mixed).
-    Scale interventions break the symmetry by themselves, and only help. *What is not:* the graph among causes C. With a
+    Scale-only interventions break the symmetry too, but leave no means to rotate by. *What is not:* the graph among causes C. With a
     free decoder C is any invertible function of Z, and shifts alone cannot tell; that takes hard or mechanism
     interventions, or a sparse decoder.
 

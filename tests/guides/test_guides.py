@@ -168,7 +168,7 @@ def test_pyros_autoguides_serve_the_environments_effects(data):
         (lambda model: cge.FullCovarianceGuide(model, rank=9), "rank must lie between 1 and the number of latents 3"),
         (lambda model: cge.FlowGuide(model, n_transforms=0), "n_transforms must be at least 1"),
         (lambda model: cge.AmortizedGuide(model, "both"), "conditioning must be"),
-        (lambda model: cge.RefinedGuide(cge.AmortizedGuide(model), steps=0), "must be positive"),
+        (lambda model: cge.RefinedGuide(cge.AmortizedGuide(model), steps=0), "must be positive and n_samples even"),
     ],
 )
 def test_bad_settings_are_named(linear, make, message):
