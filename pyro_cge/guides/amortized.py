@@ -118,10 +118,15 @@ class AmortizedGuide(PyroModule):
         loc, log_scale = self._normal(self.head(h))
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def draw_shared(self, batch: Batch) -> NoiseShift | None:
+        """Sample what profiles share (environments' effects, edges, gene masks); the noise law, if that is latent."""
         shift = None if self.environment is None else self.environment(batch)
         self.model.scm.draw_posterior()
         self.model.decoder.draw_posterior()
+        return shift
+
+    def forward(self, batch: Batch) -> Tensor:
+        shift = self.draw_shared(batch)
         with cells_plate(batch):
             h = self.hidden_layer(batch, shift)
             z = pyro.sample("z", self._law(h))

@@ -84,10 +84,7 @@ class RefinedGuide(PyroModule):
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
     def forward(self, batch: Batch) -> Tensor:
-        if self.guide.environment is not None:
-            self.guide.environment(batch)
-        self.model.scm.draw_posterior()
-        self.model.decoder.draw_posterior()
+        self.guide.draw_shared(batch)
         with cells_plate(batch):
             return pyro.sample("z", self.posterior(batch))
 

@@ -43,7 +43,7 @@ def environment_effects(
     """
     shift = (posterior.shift() if shift is None else shift).to(posterior.device)
     model, device = posterior.model, posterior.device
-    batch = posterior.data.cells(torch.arange(posterior.data.n_envs, device=device))
+    batch = posterior.every_environment()
     total = torch.zeros(posterior.data.n_envs, model.g, dtype=torch.float64, device=device)
     with isolated(seed), pyro.validation_enabled(False):
         half = torch.randn(n_pairs, 1, model.d)

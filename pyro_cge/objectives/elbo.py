@@ -11,7 +11,6 @@ import torch
 from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from pyro.nn import PyroModule
-from pyro.poutine.util import site_is_subsample
 from pyro.util import check_model_guide_match
 from torch import Tensor
 from torch.distributions import Independent, LowRankMultivariateNormal, Normal, kl_divergence
@@ -19,6 +18,7 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Normal, 
 from ..data.environment import Batch
 from ..guides.families import FactorNormal
 from ..scm.shifts import NoiseShift
+from .handlers import in_cells, is_random
 
 GAUSSIANS = (LowRankMultivariateNormal, FactorNormal)  # with correlations: analytic KL against independent normals
 
@@ -56,7 +56,7 @@ class Elbo:
         nodes: dict[str, Any] = model_trace.nodes
         summed = self.sum_targets and "env_target" in nodes and getattr(guide, "blind_to_targets", False)
         for name, site in nodes.items():
-            if site["type"] != "sample" or site["infer"].get("_deterministic") or site_is_subsample(site):
+            if not is_random(site):
                 continue
             if site["is_observed"]:
                 log_likelihood = log_likelihood + _scaled(site["fn"].log_prob(site["value"]), site)
@@ -157,11 +157,4 @@ def _cross_entropy(mean: Tensor, variance: Tensor, law: NoiseShift) -> Tensor:
 def _per_cell(trace: poutine.Trace) -> Tensor:
     """Unscaled log density of the sites in the cells plate ``[n]``."""
     nodes: dict[str, Any] = trace.nodes
-    return sum(
-        site["fn"].log_prob(site["value"])
-        for site in nodes.values()
-        if site["type"] == "sample"
-        and not site["infer"].get("_deterministic")
-        and not site_is_subsample(site)
-        and any(frame.name == "cells" for frame in site["cond_indep_stack"])
-    )
+    return sum(site["fn"].log_prob(site["value"]) for site in nodes.values() if is_random(site) and in_cells(site))

@@ -56,14 +56,14 @@ class Repeated(Messenger):
             msg["fn"] = msg["fn"].expand(torch.Size((self.n_samples, *msg["fn"].batch_shape)))
 
 
+def is_random(site: Any) -> bool:
+    """Whether a site has a density, observed or latent: neither deterministic, nor a plate's own indices."""
+    return site["type"] == "sample" and not site["infer"].get("_deterministic") and not site_is_subsample(site)
+
+
 def is_latent(site: Any) -> bool:
-    """Whether a site is a latent variable: neither observed, nor deterministic, nor a plate's own indices."""
-    return (
-        site["type"] == "sample"
-        and not site["is_observed"]
-        and not site["infer"].get("_deterministic")
-        and not site_is_subsample(site)
-    )
+    """Whether a site is a latent variable."""
+    return is_random(site) and not site["is_observed"]
 
 
 def in_cells(site: Any) -> bool:

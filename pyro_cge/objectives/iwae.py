@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data.environment import Batch
 from ..errors import ConfigError
 from .elbo import traces
-from .handlers import Repeated, in_cells, is_latent
+from .handlers import Repeated, in_cells, is_latent, is_random
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Iwae:
         for trace, sign in ((model_trace, 1.0), (guide_trace, -1.0)):
             nodes: dict[str, Any] = trace.nodes
             for site in nodes.values():
-                if site["type"] == "sample" and site["is_observed"] and not site["infer"].get("_deterministic"):
+                if is_random(site) and site["is_observed"]:
                     log_weight = log_weight + site["fn"].log_prob(site["value"])
                 elif is_latent(site):
                     density = sign * warmup * site["fn"].log_prob(site["value"])
