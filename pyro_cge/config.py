@@ -49,6 +49,7 @@ class RunConfig(BaseModel):
     latents: int = Field(default=10, ge=1)
     hidden: tuple[int, ...] = (128,)
     decoder: Literal["linear", "mlp", "sparse"] = "mlp"
+    likelihood: Literal["gaussian", "student_t", "poisson", "negative_binomial"] = "gaussian"
     conditioning: Literal["preset", "concat", "film", "shift"] | None = "preset"
     guide: Literal["mean_field", "full", "structured", "flow"] = "mean_field"
     temperature: float = Field(default=0.5, gt=0)

@@ -17,7 +17,7 @@ preset                               prior                  latent SCM    decode
 ==================================== ====================== ============= ============ ============ ==============
 
 All take ``conditioning`` (``"concat"``, ``"film"``, ``"shift"`` or None), ``guide`` (the family of the encoder) and
-``decoder``, and any can be trained with :class:`~pyro_cge.objectives.irm.Irm` instead. They sit above ``models`` and
+``decoder`` and ``likelihood``, and any can be trained with :class:`~pyro_cge.objectives.irm.Irm` instead. They sit above ``models`` and
 ``guides`` because they join the two.
 """
 
@@ -38,6 +38,13 @@ from .guides.families import FlowGuide, FullCovarianceGuide, StructuredGuide
 from .models.cell import CellModel, ConditionalCellModel
 from .models.decoders import ConditionalDecoder, Decoder, LinearDecoder, MLPDecoder, SparseDecoder
 from .models.effects import SpikeSlabPrior
+from .models.likelihoods import (
+    GaussianLikelihood,
+    Likelihood,
+    NegativeBinomialLikelihood,
+    PoissonLikelihood,
+    StudentTLikelihood,
+)
 from .models.perturbations import PerturbationPrior
 from .models.priors import DensePrior, LatentPrior, Moves, SoftmaxPrior, StandardPrior
 from .scm.latent import LatentSCM
@@ -45,6 +52,7 @@ from .scm.mechanisms import LinearMechanism, Mechanism, NeuralMechanism
 
 Pair = tuple[CellModel, AmortizedGuide]
 DecoderKind = Literal["linear", "mlp", "sparse"]
+LikelihoodKind = Literal["gaussian", "student_t", "poisson", "negative_binomial"]
 GuideKind = Literal["mean_field", "full", "structured", "flow"]
 MechanismKind = Literal["linear", "neural"]
 
@@ -63,10 +71,11 @@ def basic_vae(
     hidden: Sequence[int] = (64,),
     decoder: DecoderKind = "mlp",
     conditioning: Conditioning = None,
+    likelihood: LikelihoodKind = "gaussian",
     guide: GuideKind = "mean_field",
 ) -> Pair:
     """Variational autoencoder that knows nothing of environments: ``z ~ N(0, I)``, ``q(z | x)``."""
-    return _pair(StandardPrior(data, d), None, data, hidden, decoder, conditioning, guide)
+    return _pair(StandardPrior(data, d), None, data, hidden, decoder, likelihood, conditioning, guide)
 
 
 def conditional_vae(
@@ -76,13 +85,14 @@ def conditional_vae(
     hidden: Sequence[int] = (64,),
     decoder: DecoderKind = "mlp",
     conditioning: Conditioning = "concat",
+    likelihood: LikelihoodKind = "gaussian",
     guide: GuideKind = "mean_field",
 ) -> Pair:
     """Conditional VAE (Sohn et al. 2015): decoder and encoder see the environment, ``z ~ N(0, I)``."""
     if decoder == "sparse":
         raise ConfigError("the conditional model's decoder is 'linear' or 'mlp', got 'sparse'")
     layers = hidden if decoder == "mlp" else ()
-    head = ConditionalDecoder(data, d, data.g, hidden=layers)
+    head = ConditionalDecoder(data, d, data.g, hidden=layers, likelihood=_likelihood(data, likelihood))
     model = ConditionalCellModel(StandardPrior(data, d), None, head)
     return model, _guide(model, hidden, conditioning, guide)
 
@@ -94,13 +104,14 @@ def environment_vae(
     hidden: Sequence[int] = (64,),
     decoder: DecoderKind = "mlp",
     conditioning: Conditioning = "concat",
+    likelihood: LikelihoodKind = "gaussian",
     guide: GuideKind = "mean_field",
     temperature: float = 0.5,
     moves: Moves = "both",
 ) -> Pair:
     """Environment VAE (paper, section 4.5): softmax-sparse prior per environment, decoder blind to it."""
     prior = SoftmaxPrior(data, d, temperature=temperature, hidden=hidden, moves=moves)
-    return _pair(prior, None, data, hidden, decoder, conditioning, guide)
+    return _pair(prior, None, data, hidden, decoder, likelihood, conditioning, guide)
 
 
 def dense_vae(
@@ -110,6 +121,7 @@ def dense_vae(
     hidden: Sequence[int] = (64,),
     decoder: DecoderKind = "mlp",
     conditioning: Conditioning = None,
+    likelihood: LikelihoodKind = "gaussian",
     guide: GuideKind = "mean_field",
     moves: Moves = "loc",
 ) -> Pair:
@@ -119,7 +131,7 @@ def dense_vae(
     (|z| in the place of z). Those not needed collapse, and the rotation leaves them alone.
     """
     prior = DensePrior(data, d, hidden=hidden, moves=moves)
-    return _pair(prior, None, data, hidden, decoder, conditioning, guide)
+    return _pair(prior, None, data, hidden, decoder, likelihood, conditioning, guide)
 
 
 def translation_vae(
@@ -129,6 +141,7 @@ def translation_vae(
     hidden: Sequence[int] = (64,),
     decoder: DecoderKind = "mlp",
     conditioning: Conditioning = None,
+    likelihood: LikelihoodKind = "gaussian",
     guide: GuideKind = "mean_field",
     temperature: float = 0.5,
 ) -> Pair:
@@ -138,7 +151,7 @@ def translation_vae(
     ``LocScaleReparam(0)`` of ``z`` it samples ``C_prev`` and adds the environment's sparse translation.
     """
     prior = SoftmaxPrior(data, d, temperature=temperature, hidden=hidden, moves="loc")
-    return _pair(prior, None, data, hidden, decoder, conditioning, guide)
+    return _pair(prior, None, data, hidden, decoder, likelihood, conditioning, guide)
 
 
 def structured_vae(
@@ -148,6 +161,7 @@ def structured_vae(
     hidden: Sequence[int] = (64,),
     decoder: DecoderKind = "mlp",
     conditioning: Conditioning = "concat",
+    likelihood: LikelihoodKind = "gaussian",
     guide: GuideKind = "mean_field",
     temperature: float = 0.5,
     moves: Moves = "both",
@@ -166,7 +180,7 @@ def structured_vae(
         A known graph over ``0 … d−1`` instead.
     """
     prior = SoftmaxPrior(data, d, temperature=temperature, hidden=hidden, moves=moves)
-    return _pair(prior, _scm(d, depth, mechanism, graph), data, hidden, decoder, conditioning, guide)
+    return _pair(prior, _scm(d, depth, mechanism, graph), data, hidden, decoder, likelihood, conditioning, guide)
 
 
 def structured_translation_vae(
@@ -176,6 +190,7 @@ def structured_translation_vae(
     hidden: Sequence[int] = (64,),
     decoder: DecoderKind = "mlp",
     conditioning: Conditioning = None,
+    likelihood: LikelihoodKind = "gaussian",
     guide: GuideKind = "mean_field",
     temperature: float = 0.5,
     depth: int | None = None,
@@ -184,7 +199,7 @@ def structured_translation_vae(
 ) -> Pair:
     """The Structured VAE whose environments translate the noise only (paper, sections 4.7 and 4.9)."""
     prior = SoftmaxPrior(data, d, temperature=temperature, hidden=hidden, moves="loc")
-    return _pair(prior, _scm(d, depth, mechanism, graph), data, hidden, decoder, conditioning, guide)
+    return _pair(prior, _scm(d, depth, mechanism, graph), data, hidden, decoder, likelihood, conditioning, guide)
 
 
 def adversarial_prior_ae(
@@ -194,13 +209,14 @@ def adversarial_prior_ae(
     hidden: Sequence[int] = (64,),
     decoder: DecoderKind = "mlp",
     conditioning: Conditioning = None,
+    likelihood: LikelihoodKind = "gaussian",
     guide: GuideKind = "mean_field",
 ) -> Pair:
     """Adversarial Prior Autoencoder (paper, section 4.10): sparse change between environments by a critic, not a prior.
 
     Train it with ``fit(..., objective=AdversarialPrior(data, d))``; see :mod:`pyro_cge.objectives.adversarial`.
     """
-    return _pair(StandardPrior(data, d), None, data, hidden, decoder, conditioning, guide)
+    return _pair(StandardPrior(data, d), None, data, hidden, decoder, likelihood, conditioning, guide)
 
 
 def sams_vae(
@@ -210,6 +226,7 @@ def sams_vae(
     hidden: Sequence[int] = (64,),
     decoder: DecoderKind = "mlp",
     conditioning: Conditioning = "shift",
+    likelihood: LikelihoodKind = "gaussian",
     guide: GuideKind = "mean_field",
     additive: bool = False,
     hill: bool = False,
@@ -229,7 +246,7 @@ def sams_vae(
         return SpikeSlabPrior(units, d, hidden=hidden)
 
     prior = PerturbationPrior(data, effects, hill=hill) if additive else effects(data)
-    return _pair(prior, None, data, hidden, decoder, conditioning, guide)
+    return _pair(prior, None, data, hidden, decoder, likelihood, conditioning, guide)
 
 
 def svae_plus(
@@ -239,6 +256,7 @@ def svae_plus(
     hidden: Sequence[int] = (64,),
     decoder: DecoderKind = "mlp",
     conditioning: Conditioning = None,
+    likelihood: LikelihoodKind = "gaussian",
     guide: GuideKind = "mean_field",
     targets: Tensor | None = None,
 ) -> Pair:
@@ -252,7 +270,7 @@ def svae_plus(
     prior: LatentPrior = SpikeSlabPrior(data, d, hidden=hidden)
     if targets is not None:
         prior = DensePrior(data, d, hidden=hidden, moves="loc", targets=targets)
-    return _pair(prior, None, data, hidden, decoder, conditioning, guide)
+    return _pair(prior, None, data, hidden, decoder, likelihood, conditioning, guide)
 
 
 def discrepancy_vae(
@@ -262,6 +280,7 @@ def discrepancy_vae(
     hidden: Sequence[int] = (64,),
     decoder: DecoderKind = "mlp",
     conditioning: Conditioning = None,
+    likelihood: LikelihoodKind = "gaussian",
     guide: GuideKind = "mean_field",
     temperature: float = 0.5,
     depth: int | None = None,
@@ -273,7 +292,7 @@ def discrepancy_vae(
     measured in it; see :mod:`pyro_cge.objectives.mmd`.
     """
     prior = SoftmaxPrior(data, d, temperature=temperature, hidden=hidden, moves="loc")
-    return _pair(prior, _scm(d, depth, mechanism, None), data, hidden, decoder, conditioning, guide)
+    return _pair(prior, _scm(d, depth, mechanism, None), data, hidden, decoder, likelihood, conditioning, guide)
 
 
 PRESETS = {
@@ -297,10 +316,11 @@ def _pair(
     data: EnvironmentData,
     hidden: Sequence[int],
     decoder: DecoderKind,
+    likelihood: LikelihoodKind,
     conditioning: Conditioning,
     guide: GuideKind,
 ) -> Pair:
-    model = CellModel(prior, scm, _decoder(data, prior.d, hidden, decoder))
+    model = CellModel(prior, scm, _decoder(data, prior.d, hidden, decoder, likelihood))
     return model, _guide(model, hidden, conditioning, guide)
 
 
@@ -310,14 +330,29 @@ def _guide(model: CellModel, hidden: Sequence[int], conditioning: Conditioning, 
     return GUIDES[kind](model, conditioning, hidden=hidden)
 
 
-def _decoder(data: EnvironmentData, d: int, hidden: Sequence[int], kind: DecoderKind) -> Decoder:
+def _decoder(
+    data: EnvironmentData, d: int, hidden: Sequence[int], kind: DecoderKind, likelihood: LikelihoodKind
+) -> Decoder:
+    law = _likelihood(data, likelihood)
     if kind == "linear":
-        return LinearDecoder(d, data.g)
+        return LinearDecoder(d, data.g, likelihood=law)
     if kind == "mlp":
-        return MLPDecoder(d, data.g, hidden=hidden)
+        return MLPDecoder(d, data.g, hidden=hidden, likelihood=law)
     if kind == "sparse":
-        return SparseDecoder(d, data.g)
+        return SparseDecoder(d, data.g, likelihood=law)
     raise ConfigError(f"decoder must be 'linear', 'mlp' or 'sparse', got {kind!r}")
+
+
+def _likelihood(data: EnvironmentData, kind: LikelihoodKind) -> Likelihood:
+    if kind == "gaussian":
+        return GaussianLikelihood(data.g)
+    if kind == "student_t":
+        return StudentTLikelihood(data.g)
+    if kind == "poisson":
+        return PoissonLikelihood(data)
+    if kind == "negative_binomial":
+        return NegativeBinomialLikelihood(data)
+    raise ConfigError(f"likelihood must be 'gaussian', 'student_t', 'poisson' or 'negative_binomial', got {kind!r}")
 
 
 def _scm(d: int, depth: int | None, mechanism: MechanismKind, graph: nx.DiGraph | None) -> LatentSCM:

@@ -94,7 +94,7 @@ class AmortizedGuide(PyroModule):
             raise ValueError("the guide encodes observed profiles, but batch.x is None; use the model's prior instead")
         if shift is None and self.conditioning == "shift":
             shift = self.shift(batch)
-        h = batch.x
+        h = self.model.decoder.likelihood.encoder_input(batch.x)
         for i, layer in enumerate(self.layers):
             h = layer(h)
             if i < len(self.conditions):

@@ -11,51 +11,44 @@ from torch import Tensor, nn
 from ..data.environment import Batch, EnvironmentData
 from ..scm.gates import Gates
 from ..scm.mechanisms import Mechanism
-from .networks import EnvironmentNetwork, mlp, soft_clamp
-
-LOG_SCALE_RANGE = (-6.0, 4.0)  # per-gene noise sd between 0.0025 and 55 in the data's (standardised) units
+from .likelihoods import GaussianLikelihood, Likelihood
+from .networks import EnvironmentNetwork, mlp
 
 
 class Decoder(nn.Module):
-    """``X | C ~ Normal(mean(C), diag(s²))`` with one learned scale ``s_k`` a gene.
+    """``X | C ~ likelihood(mean(C))``.
 
-    Subclasses give ``mean``.
+    Subclasses give ``output``, what their network puts out; the likelihood's link makes a mean of it.
 
     Parameters
     ----------
     d, g : int
         Latents and genes.
-    scale : float
-        Initial noise standard deviation, in the units of the data the model sees.
+    likelihood : Likelihood, optional
+        Default :class:`~pyro_cge.models.likelihoods.GaussianLikelihood`, one learned scale a gene.
     """
 
-    def __init__(self, d: int, g: int, *, scale: float = 1.0) -> None:
+    def __init__(self, d: int, g: int, *, likelihood: Likelihood | None = None) -> None:
         super().__init__()
         self.d, self.g = d, g
-        self.log_scale = nn.Parameter(torch.empty(g))
-        self.set_scale(torch.full((g,), float(scale)))
+        self.likelihood = GaussianLikelihood(g) if likelihood is None else likelihood
+
+    def output(self, c: Tensor) -> Tensor:
+        """The network's output ``[..., n, g]`` given causes ``c [..., n, d]``."""
+        raise NotImplementedError
 
     def mean(self, c: Tensor) -> Tensor:
         """Expected expression ``[..., n, g]`` given causes ``c [..., n, d]``."""
-        raise NotImplementedError
+        return self.likelihood.mean(self.output(c))
 
     @property
     def scale(self) -> Tensor:
-        """Noise standard deviation of each gene ``[g]``."""
-        return soft_clamp(self.log_scale, *LOG_SCALE_RANGE).exp()
+        """Noise standard deviation of each gene ``[g]``, where the likelihood has one."""
+        return self.likelihood.scale
 
-    @torch.no_grad()
     def set_scale(self, scale: Tensor) -> None:
-        """Set each gene's noise standard deviation ``[g]`` (kept within the bounds of the parametrisation)."""
-        low, high = LOG_SCALE_RANGE
-        margin = 1e-3
-        target = scale.log().clamp(low + margin, high - margin)
-        middle, half = (low + high) / 2, (high - low) / 2
-        self.log_scale.copy_(middle + half * torch.atanh((target - middle) / half))
-
-    def likelihood(self, mean: Tensor) -> dist.TorchDistribution:
-        """The law of expression around its mean ``[..., n, g]`` (event dimension 1)."""
-        return dist.Normal(mean, self.scale).to_event(1)
+        """Set each gene's noise standard deviation ``[g]``."""
+        self.likelihood.set_scale(scale)
 
     def forward(self, c: Tensor) -> dist.TorchDistribution:
         return self.likelihood(self.mean(c))
@@ -71,22 +64,22 @@ class Decoder(nn.Module):
 class LinearDecoder(Decoder):
     """``mean = W c + b``."""
 
-    def __init__(self, d: int, g: int, *, scale: float = 1.0) -> None:
-        super().__init__(d, g, scale=scale)
+    def __init__(self, d: int, g: int, *, likelihood: Likelihood | None = None) -> None:
+        super().__init__(d, g, likelihood=likelihood)
         self.linear = nn.Linear(d, g)
 
-    def mean(self, c: Tensor) -> Tensor:
+    def output(self, c: Tensor) -> Tensor:
         return self.linear(c)
 
 
 class MLPDecoder(Decoder):
     """``mean = MLP(c)`` with ReLU hidden layers of the given sizes."""
 
-    def __init__(self, d: int, g: int, *, hidden: Sequence[int] = (64,), scale: float = 1.0) -> None:
-        super().__init__(d, g, scale=scale)
+    def __init__(self, d: int, g: int, *, hidden: Sequence[int] = (64,), likelihood: Likelihood | None = None) -> None:
+        super().__init__(d, g, likelihood=likelihood)
         self.network = mlp([d, *hidden, g])
 
-    def mean(self, c: Tensor) -> Tensor:
+    def output(self, c: Tensor) -> Tensor:
         return self.network(c)
 
 
@@ -96,7 +89,7 @@ class SparseDecoder(Decoder):
         gene_mask_kj ~ Bernoulli(ρ)                             genes × d
 
     A gene read by few latents (and a latent with genes of its own, "anchors") is what makes a latent graph identifiable
-    from interventions. Outside a trace ``mean`` uses the support's posterior probabilities.
+    from interventions. Outside a trace ``output`` uses the support's posterior probabilities.
 
     Parameters
     ----------
@@ -104,19 +97,19 @@ class SparseDecoder(Decoder):
         Initial ``ρ``; learned.
     """
 
-    def __init__(self, d: int, g: int, *, probability: float = 0.3, scale: float = 1.0) -> None:
-        super().__init__(d, g, scale=scale)
+    def __init__(self, d: int, g: int, *, probability: float = 0.3, likelihood: Likelihood | None = None) -> None:
+        super().__init__(d, g, likelihood=likelihood)
         self.weight = nn.Parameter(torch.randn(g, d) / d**0.5)
         self.bias = nn.Parameter(torch.zeros(g))
         self.support = Gates("gene_mask", "genes", (g, d), probability)
 
-    def mean(self, c: Tensor, mask: Tensor | None = None) -> Tensor:
+    def output(self, c: Tensor, mask: Tensor | None = None) -> Tensor:
         mask = self.support.probability if mask is None else mask
         return c @ (self.weight * mask).mT + self.bias
 
     def drawn(self) -> Callable[[Tensor], dist.TorchDistribution]:
         mask = self.support.draw()
-        return lambda c: self.likelihood(self.mean(c, mask))
+        return lambda c: self.likelihood(self.likelihood.mean(self.output(c, mask)))
 
     def draw_posterior(self) -> None:
         self.support.draw_posterior()
@@ -131,12 +124,12 @@ class MechanismDecoder(Decoder):
         With a parent mask ``[d, g]``.
     """
 
-    def __init__(self, mechanism: Mechanism, *, scale: float = 1.0) -> None:
+    def __init__(self, mechanism: Mechanism, *, likelihood: Likelihood | None = None) -> None:
         d, g = mechanism.mask.shape
-        super().__init__(d, g, scale=scale)
+        super().__init__(d, g, likelihood=likelihood)
         self.mechanism = mechanism
 
-    def mean(self, c: Tensor) -> Tensor:
+    def output(self, c: Tensor) -> Tensor:
         return self.mechanism.effect(c)
 
 
@@ -154,9 +147,9 @@ class ConditionalDecoder(Decoder):
         g: int,
         *,
         hidden: Sequence[int] = (64,),
-        scale: float = 1.0,
+        likelihood: Likelihood | None = None,
     ) -> None:
-        super().__init__(d, g, scale=scale)
+        super().__init__(d, g, likelihood=likelihood)
         width, *rest = [*hidden, g]
         self.latent = nn.Linear(d, width)
         self.environment = EnvironmentNetwork(data, width)
@@ -166,4 +159,4 @@ class ConditionalDecoder(Decoder):
         if batch is None:
             raise TypeError("a ConditionalDecoder needs the batch: use it in a ConditionalCellModel")
         first = self.latent(c) + self.environment(batch).index_select(-2, batch.env)
-        return self.likelihood(self.rest(first))
+        return self.likelihood(self.likelihood.mean(self.rest(first)))

@@ -28,7 +28,7 @@ class Mmd(nn.Module):
 
     Environments with fewer than two profiles in the batch contribute nothing. Latent sites shared by profiles (targets,
     shifts) keep the values that ``base`` drew from the guide. Gradients need a likelihood that can be
-    reparametrised, as the Gaussian can.
+    reparametrised, as the Gaussian and Student-t can; one of counts raises :class:`ConfigError`.
 
     Parameters
     ----------
@@ -61,6 +61,11 @@ class Mmd(nn.Module):
 
     def forward(self, model: Any, guide: Any, batch: Batch, *, warmup: float = 1.0) -> dict[str, Tensor]:
         """The terms of ``base``, and ``mmd``: the unweighted MMD² within environments."""
+        if model.decoder.likelihood.counts:
+            raise ConfigError(
+                f"the MMD needs draws that can be differentiated, which counts are not, got "
+                f"{type(model.decoder.likelihood).__name__}; model log1p counts with a Gaussian likelihood instead"
+            )
         with Drawn() as drawn:
             terms = self.base(model, guide, batch, warmup=warmup)
         assert batch.x is not None

@@ -128,7 +128,7 @@ def fit(
         Epochs without improvement before stopping; None trains to the end. Best weights are restored either way,
         where anything is held out.
     standardize : bool
-        Give each gene mean 0 and sd 1 over the training part.
+        Give each gene mean 0 and sd 1 over the training part. Counts, under a likelihood of counts, stay as they are.
     seed : int
         The run is a function of it (on one machine) and of the weights that come in. The caller's random state is
         left alone.
@@ -178,7 +178,10 @@ def fit(
     train = data.rows(train_rows) if len(valid_rows) else data
     valid = validation if isinstance(validation, EnvironmentData) else data.rows(valid_rows)
     valid = align(valid, data.schema())
-    scaler = Standardizer.fit(train) if standardize else Standardizer.identity(data.gene_names)
+    likelihood = model.decoder.likelihood
+    likelihood.check(train.x)
+    scaled = standardize and not likelihood.counts
+    scaler = Standardizer.fit(train) if scaled else Standardizer.identity(data.gene_names)
     train, valid = scaler.transform(train).to(device), scaler.transform(valid).to(device)
     steps = -(-train.n // batch_size)  # an epoch
     model.to(device), guide.to(device)

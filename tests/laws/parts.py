@@ -33,6 +33,16 @@ def make_data(features: bool = True) -> cge.EnvironmentData:
     )
 
 
+def as_counts(data: cge.EnvironmentData) -> cge.EnvironmentData:
+    return replace(data, x=(5 * data.x.abs()).round())
+
+
+def fed_to(model: cge.CellModel, data: cge.EnvironmentData) -> cge.EnvironmentData:
+    """The data a model can be fed: its prior's own environments, counts where its likelihood is of counts."""
+    data = replace(data, env_features=model.prior.environments.env_features)
+    return as_counts(data) if model.decoder.likelihood.counts else data
+
+
 def pair(
     data: cge.EnvironmentData,
     prior: torch.nn.Module | None = None,
@@ -107,6 +117,11 @@ DECODERS: dict[str, Callable[[cge.EnvironmentData], torch.nn.Module]] = {
     "linear": lambda data: cge.LinearDecoder(D, G),
     "deep": lambda data: cge.MLPDecoder(D, G, hidden=(6, 5)),
     "sparse": lambda data: cge.SparseDecoder(D, G),
+    "Student-t": lambda data: cge.MLPDecoder(D, G, hidden=(6,), likelihood=cge.StudentTLikelihood(G)),
+    "Poisson": lambda data: cge.LinearDecoder(D, G, likelihood=cge.PoissonLikelihood(as_counts(data))),
+    "negative binomial, sparse": lambda data: cge.SparseDecoder(
+        D, G, likelihood=cge.NegativeBinomialLikelihood(as_counts(data))
+    ),
     "mechanism linear": lambda data: cge.MechanismDecoder(LinearMechanism(MASK)),
     "mechanism neural": lambda data: cge.MechanismDecoder(NeuralMechanism(MASK)),
     "conditional": lambda data: cge.ConditionalDecoder(data, D, G, hidden=(6,)),

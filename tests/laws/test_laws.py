@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pyro
@@ -40,8 +39,7 @@ def case(request, data):
 
 @pytest.fixture
 def data_for(case, data):
-    """The data a case can be fed: its prior's own environments, where those are doses."""
-    return replace(data, env_features=case[0].prior.environments.env_features)
+    return parts.fed_to(case[0], data)
 
 
 def latents(trace):
@@ -244,7 +242,7 @@ def test_any_prior_scm_decoder_and_guide_go_together(seed, data):
     name, make = parts.combination(seed)
     torch.manual_seed(seed)
     model, guide = make(data)
-    data = replace(data, env_features=model.prior.environments.env_features)
+    data = parts.fed_to(model, data)
     for batch in (data.batch(), data.batch(torch.arange(3))):
         terms = cge.Elbo()(model, guide, batch)
         assert all(value.isfinite() for value in terms.values()), name

@@ -92,7 +92,7 @@ def test_critic_learns_to_tell_and_the_others_to_hide(small):
         torch.testing.assert_close(value, of_base[name] + sign * of_critic[name], rtol=1e-4, atol=1e-5, msg=name)
     for name in ("guide.head.weight", "objective.attention.table.weight", "objective.critic.0.0.weight"):
         assert of_critic[name].abs().max() > 0, name
-    assert of_critic["decoder.log_scale"].abs().max() == 0
+    assert of_critic["decoder.likelihood.log_scale"].abs().max() == 0
 
 
 def test_environments_without_profiles_are_no_answer(small):

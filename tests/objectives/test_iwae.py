@@ -74,7 +74,9 @@ def linear_gaussian(n=400):
     x = torch.randn(n, 3) @ weight.T + 0.5 * torch.randn(n, 5)
     env = torch.zeros(n, dtype=torch.long)
     data = cge.EnvironmentData(x=x, env=env, gene_names=list("abcde"), env_names=["e"], control=[0])
-    model = cge.CellModel(cge.StandardPrior(data, 3), None, cge.LinearDecoder(3, 5, scale=0.5))
+    model = cge.CellModel(
+        cge.StandardPrior(data, 3), None, cge.LinearDecoder(3, 5, likelihood=cge.GaussianLikelihood(5, scale=0.5))
+    )
     with torch.no_grad():
         model.decoder.linear.weight.copy_(weight)
         model.decoder.linear.bias.zero_()

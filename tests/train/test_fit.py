@@ -127,7 +127,7 @@ def test_the_best_weights_are_in_place(which, request):
     def spoil(epoch):
         if epoch == 5:
             with torch.no_grad():
-                model.decoder.log_scale.sub_(2.0)
+                model.decoder.likelihood.log_scale.sub_(2.0)
 
     options = {"epochs": 7, "batch_size": 32, "lr": 1e-3, "progress": False, "patience": None}
     fit = cge.fit(model, guide, data, on_epoch=spoil, **options)
@@ -349,7 +349,7 @@ def test_the_weights_are_those_from_before_the_failing_step(data):
     ("poison", "site"),
     [
         (lambda model, guide: guide.head.weight.data.fill_(float("nan")), "z"),
-        (lambda model, guide: model.decoder.log_scale.data.fill_(float("nan")), "x"),
+        (lambda model, guide: model.decoder.likelihood.log_scale.data.fill_(float("nan")), "x"),
         (lambda model, guide: model.prior.network.table.weight.data.fill_(float("nan")), "env_loc|z"),
     ],
     ids=["encoder", "decoder", "prior"],
@@ -365,10 +365,10 @@ def test_the_site_at_fault_is_named(data, poison, site):
 
 def test_a_gradient_that_is_not_finite_is_named(data):
     model, guide = parts(data)
-    model.decoder.log_scale.register_hook(lambda grad: grad * float("nan"))
+    model.decoder.likelihood.log_scale.register_hook(lambda grad: grad * float("nan"))
     with pytest.raises(NonFiniteLossError) as caught:
         cge.fit(model, guide, data, epochs=1, validation=None, progress=False)
-    assert caught.value.site == "gradient of model.decoder.log_scale"
+    assert caught.value.site == "gradient of model.decoder.likelihood.log_scale"
     assert all(p.isfinite().all() for m in (model, guide) for p in m.parameters())
 
 
