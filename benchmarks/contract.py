@@ -27,17 +27,22 @@ def options(description: str, *, seeds: int, data: bool = False) -> argparse.Arg
 
 
 def finish(folder: Path, figures: Mapping[str, Any], arguments: argparse.Namespace) -> None:
-    """Write ``figures.json`` and print the closing ``figures:`` line."""
+    """Write ``figures.json`` and print the closing ``figures:`` line.
+
+    A whole run in its usual place also renews the ``figures.json`` beside ``run.py``, which ``report.py`` reads.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "figures": figures,
-        "arguments": {k: str(v) for k, v in vars(arguments).items()},
+        "arguments": {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(arguments).items() if k != "out"},
         "versions": {name: version(name) for name in (*PACKAGES, "pyro-cge")},
         "commit": _commit(),
         "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
     }
-    path = folder / "figures.json"
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    text = json.dumps(record, indent=2) + "\n"
+    (folder / "figures.json").write_text(text)
+    if arguments.out is None and not arguments.quick:
+        (folder.parent / "figures.json").write_text(text)
     print(f"figures: {json.dumps(figures)}")
 
 

@@ -26,11 +26,38 @@ KEYS = {
         "irm_penalty_ratio",
     },
 }
+# Lower is better here; the interval is of the gain.
+PAIRS = [
+    (1.0, 2.0, None, "ahead"),
+    (2.0, 1.0, None, "behind"),
+    (1.0, 1.0, None, "level"),
+    (1.0, 2.0, (0.5, 1.5), "ahead"),
+    (1.0, 2.0, (-0.5, 2.5), "level"),
+    (2.0, 1.0, (-1.5, -0.5), "behind"),
+]
 
 
 def test_every_benchmark_is_listed_and_has_a_conclusion():
     assert {p.parent.name for p in FOLDER.glob("*/run.py")} == set(KEYS)
     assert all((FOLDER / name / "README.md").exists() for name in KEYS)
+
+
+def test_results_page_is_what_the_figures_say():
+    """``python benchmarks/report.py`` writes it; a figure is not edited by hand."""
+    code = "import report; print(report.page(), end='')"
+    page = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, check=True, capture_output=True, text=True).stdout
+    assert (FOLDER / "README.md").read_text() == page
+
+
+@pytest.mark.parametrize("ours, theirs, interval, verdict", PAIRS)
+def test_verdicts(ours, theirs, interval, verdict):
+    code = (
+        "from claims import Claim; from report import find; "
+        f"figures = {{'a': {ours}, 'b': {theirs}, 'gain': {interval}}}; "
+        "print(find(Claim('x', 'q', 'a', {'b': 'b'}, higher=False, interval='gain'), figures).verdict)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, check=True, capture_output=True, text=True).stdout
+    assert out.strip() == verdict
 
 
 @pytest.mark.slow
