@@ -18,6 +18,7 @@ LAYERS = [
     ("sites",),
     ("scm",),
     ("data",),
+    ("discovery",),
     ("models",),
     ("guides",),
     ("presets", "simulate"),
