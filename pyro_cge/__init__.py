@@ -29,6 +29,7 @@ _EXPORTS = {
     "IntervenedCellModel": "models.intervened",
     "Irm": "objectives.irm",
     "Iwae": "objectives.iwae",
+    "KernelPrior": "models.kernels",
     "LaplacePrior": "models.effects",
     "LatentSCM": "scm.latent",
     "LearnedSCM": "scm.learned",

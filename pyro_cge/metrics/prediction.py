@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
+
+TIE = 1e-9  # correlations this close are rounding apart
 
 
 def reconstruction_loss(x: Tensor, prediction: Tensor) -> Tensor:
@@ -41,6 +46,58 @@ def summarise(x: Tensor, prediction: Tensor) -> dict[str, float]:
         "pearson": float(pearson_per_profile(x, prediction).mean()),
         "r2": float(r2_per_profile(x, prediction).nanmean()),
     }
+
+
+def top_gene_overlap(x: Tensor, prediction: Tensor, k: int = 20) -> Tensor:
+    """Share of the ``k`` largest genes by absolute value that both have in common, one number a profile ``[n]``.
+
+    By chance ``k / g``. For expression relative to a control (z-scores, differences).
+    """
+    _check(x, prediction)
+    if not 1 <= k <= x.shape[-1]:
+        raise ValueError(f"k must lie between 1 and the {x.shape[-1]} genes, got {k}")
+    chosen = [
+        torch.zeros_like(v, dtype=torch.bool).scatter_(-1, v.abs().topk(k).indices, True) for v in (x, prediction)
+    ]
+    return (chosen[0] & chosen[1]).sum(-1) / k
+
+
+def rank_among(x: Tensor, prediction: Tensor, groups: Sequence[Hashable] | np.ndarray) -> Tensor:
+    """Is the right profile nearest? Share of the other predictions of its group that are less like it, ``[n]``.
+
+    Likeness is Pearson r over genes; ties count half. 1 where the profile's own prediction is the nearest of its group
+    (profiles of one cell line, say), 0.5 by chance, NaN for a profile alone in its group.
+    """
+    _check(x, prediction)
+    a, b = (
+        torch.nn.functional.normalize(v.double() - v.double().mean(-1, keepdim=True), dim=-1) for v in (x, prediction)
+    )
+    labels, result = np.asarray(groups), torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
+    for label in np.unique(labels):
+        rows = torch.from_numpy(np.flatnonzero(labels == label)).to(x.device)
+        if len(rows) > 1:
+            likeness = a[rows] @ b[rows].T
+            lead = likeness.diagonal()[:, None] - likeness
+            below = (lead > TIE).sum(1).double() + 0.5 * ((lead.abs() <= TIE).sum(1) - 1)
+            result[rows] = below / (len(rows) - 1)
+    return result
+
+
+def mean_interval(
+    values: Tensor, groups: Sequence[Hashable] | np.ndarray, *, level: float = 0.95, n_draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap interval of the mean of ``values [n]``, resampling whole groups (compounds), which are not independent."""
+    codes = np.unique(np.asarray(groups), return_inverse=True)[1]
+    given = values.double().cpu().numpy()
+    if given.shape != codes.shape:
+        raise ValueError(f"{given.shape} values for {codes.shape} groups")
+    known = ~np.isnan(given)
+    totals = np.bincount(codes[known], given[known], minlength=codes.max() + 1)
+    counts = np.bincount(codes[known], minlength=codes.max() + 1)
+    drawn = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), n_draws)
+    means = (drawn @ totals) / np.maximum(drawn @ counts, 1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def _r2(x: Tensor, prediction: Tensor, dim: int) -> Tensor:

@@ -100,6 +100,8 @@ PRIORS: dict[str, Callable[[cge.EnvironmentData], torch.nn.Module]] = {
     "categorical, both": lambda data: cge.CategoricalPrior(data, D, moves="both"),
     "additive spike-slab": made_of_perturbations(lambda units: cge.SpikeSlabPrior(units, D, probability=0.4)),
     "additive dense": made_of_perturbations(lambda units: cge.DensePrior(units, D)),
+    "kernel": lambda data: cge.KernelPrior(replace(data, env_features=torch.randn(E, F)), D),
+    "kernel, own noise": lambda data: cge.KernelPrior(replace(data, env_features=torch.rand(E, F)), D, own=True),
     "doses, softmax": made_of_perturbations(lambda units: cge.SoftmaxPrior(units, D), hill=True),
     "doses, laplace": made_of_perturbations(lambda units: cge.LaplacePrior(units, D, moves="both"), hill=True),
 }

@@ -7,7 +7,16 @@ import pytest
 import torch
 from sklearn.metrics import r2_score
 
-from pyro_cge.metrics import pearson_per_profile, r2_per_gene, r2_per_profile, reconstruction_loss, summarise
+from pyro_cge.metrics import (
+    mean_interval,
+    pearson_per_profile,
+    r2_per_gene,
+    r2_per_profile,
+    rank_among,
+    reconstruction_loss,
+    summarise,
+    top_gene_overlap,
+)
 
 N, G = 6, 9
 
@@ -86,3 +95,49 @@ def test_shapes_that_differ_are_refused(pair):
     for metric in (reconstruction_loss, pearson_per_profile, r2_per_profile, r2_per_gene, summarise):
         with pytest.raises(ValueError, match=r"\[6, 9\], predictions \[6, 8\]"):
             metric(x, y[:, 1:])
+
+
+def test_top_genes_against_sets(pair):
+    x, y = pair
+    for k in (1, 4, G):
+        expected = [
+            len(set(np.argsort(-np.abs(a))[:k]) & set(np.argsort(-np.abs(b))[:k])) / k
+            for a, b in zip(x.numpy(), y.numpy())
+        ]
+        assert top_gene_overlap(x, y, k).tolist() == pytest.approx(expected)
+    assert (top_gene_overlap(x, -3 * x, 4) == 1).all()  # size counts, not sign
+    with pytest.raises(ValueError, match="between 1 and the 9 genes, got 10"):
+        top_gene_overlap(x, y, 10)
+
+
+def test_rank_against_brute_force(pair):
+    x, y = pair
+    groups = np.array(["a", "b", "a", "b", "a", "c"])
+    expected = []
+    for i in range(N):
+        others = [j for j in range(N) if groups[j] == groups[i] and j != i]
+        own = np.corrcoef(x[i], y[i])[0, 1]
+        expected.append(np.mean([np.corrcoef(x[i], y[j])[0, 1] < own for j in others]) if others else np.nan)
+    np.testing.assert_allclose(rank_among(x, y, groups).numpy(), expected)
+    assert rank_among(x, x, groups)[:5].tolist() == [1.0] * 5
+
+
+def test_rank_of_predictions_that_are_all_the_same_is_chance():
+    x = torch.randn(N, G)
+    assert rank_among(x, torch.randn(1, G).expand(N, G), np.zeros(N)).tolist() == pytest.approx([0.5] * N)
+
+
+def test_interval_of_a_mean_covers_it_and_counts_groups_not_profiles():
+    """Coverage of 95 % intervals over 200 data sets of 40 groups: outside 0.89 … 0.99 about once in 1,000 runs."""
+    rng = np.random.default_rng(0)
+    groups, hits, widths = np.repeat(np.arange(40), 5), [], []
+    for seed in range(200):
+        values = torch.from_numpy(np.repeat(rng.normal(size=40), 5))
+        low, high = mean_interval(values, groups, seed=seed, n_draws=400)
+        hits.append(low < 0 < high)
+        widths.append(high - low)
+    assert 0.89 <= np.mean(hits) <= 0.99
+    assert np.mean(widths) == pytest.approx(2 * 1.96 / 40**0.5, rel=0.1)
+    assert mean_interval(torch.ones(4), ["a", "a", "b", "c"]) == pytest.approx((1, 1))
+    with pytest.raises(ValueError, match="groups"):
+        mean_interval(torch.ones(4), ["a"])
