@@ -127,11 +127,11 @@ def test_other_likelihoods_are_rebuilt_by_their_decoder(small):
     """A Laplace likelihood: ``d/dw |x − w m| / b = −m sign(x − m) / b``."""
     data, *_ = small
 
-    class LaplaceDecoder(cge.LinearDecoder):
-        def likelihood(self, mean):
+    class LaplaceLikelihood(cge.GaussianLikelihood):
+        def forward(self, mean):
             return dist.Laplace(mean, self.scale).to_event(1)
 
-    model = cge.CellModel(cge.StandardPrior(data, 3), None, LaplaceDecoder(3, 6))
+    model = cge.CellModel(cge.StandardPrior(data, 3), None, cge.LinearDecoder(3, 6, likelihood=LaplaceLikelihood(6)))
     guide = cge.AmortizedGuide(model, hidden=(5,))
     terms, z = draw(model, guide, data, cge.Irm())
     m = model.mean(z, data.batch())
