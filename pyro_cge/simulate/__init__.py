@@ -11,16 +11,19 @@ from .environments import (
     random_shifts,
     reference,
 )
+from .peers import additive_sparse, latent_chain, sparse_shift
 from .truth import GroundTruth, growing_network, independent, observation_mask, simulator
 
 __all__ = [
     "Environments",
     "GroundTruth",
+    "additive_sparse",
     "combinations",
     "descriptors",
     "graded_doses",
     "growing_network",
     "independent",
+    "latent_chain",
     "multi_target",
     "observation_mask",
     "offsets",
@@ -28,4 +31,5 @@ __all__ = [
     "random_shifts",
     "reference",
     "simulator",
+    "sparse_shift",
 ]
