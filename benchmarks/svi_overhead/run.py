@@ -67,7 +67,9 @@ def stepper(loss: Callable[[Batch], Tensor], parameters: list[nn.Parameter]) -> 
         value = loss(batch)
         adam.zero_grad(set_to_none=True)
         value.backward()
-        nn.utils.clip_grad_norm_(parameters, 100.0, foreach=True)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+        if norm > 100.0:
+            nn.utils.clip_grads_with_norm_(parameters, 100.0, norm, foreach=True)
         adam.step()
 
     return step

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -72,7 +74,26 @@ class GaussianLikelihood(Likelihood):
         self.log_scale.copy_(_unclamped(scale.log(), *LOG_SCALE_RANGE))
 
     def forward(self, mean: Tensor) -> dist.TorchDistribution:
-        return dist.Normal(mean, self.scale).to_event(1)
+        return GeneNormal(mean, self.scale)
+
+
+class GeneNormal(dist.Independent):
+    """``Normal(mean [..., n, g], scale [g]).to_event(1)``, whose density does not repeat what is the same in all profiles."""
+
+    def __init__(self, mean: Tensor, scale: Tensor, *, validate_args: bool | None = None) -> None:
+        super().__init__(dist.Normal(mean, scale), 1, validate_args=validate_args)
+        self.gene_scale = scale
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        residual = (value - self.base_dist.loc) * self.gene_scale.reciprocal()
+        constant = self.gene_scale.log().sum() + 0.5 * math.log(2 * math.pi) * self.event_shape[0]
+        return -0.5 * torch.linalg.vecdot(residual, residual) - constant
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> dist.TorchDistribution:
+        shape = torch.Size(batch_shape) + self.event_shape
+        return GeneNormal(self.base_dist.loc.expand(shape), self.gene_scale)
 
 
 class StudentTLikelihood(GaussianLikelihood):

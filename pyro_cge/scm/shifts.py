@@ -59,8 +59,9 @@ class NoiseShift:
 
     def law(self, env: Tensor) -> dist.TorchDistribution:
         """Distribution of ``z [..., n, d]`` for profiles in environments ``env [n]`` (event dimension 1)."""
-        rows = self.select(env)
-        return dist.Normal(rows.loc, rows.log_scale.exp()).to_event(1)
+        # Exponentials before rows are repeated: there are fewer environments than profiles.
+        loc, scale = (values.index_select(-2, env) for values in (self.loc, self.scale))
+        return dist.Normal(loc, scale).to_event(1)
 
     def strength(self) -> Tensor:
         """``KL(N(loc, scale²) ‖ N(0, 1))`` per environment and latent ``[..., E, d]``, in nats.

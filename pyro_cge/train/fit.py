@@ -289,7 +289,8 @@ def _train_epoch(
                 epoch=epoch,
                 batch=number,
             )
-        nn.utils.clip_grads_with_norm_(parameters, clip, norm, foreach=True)
+        if norm > clip:  # a pass over all gradients, seldom needed
+            nn.utils.clip_grads_with_norm_(parameters, clip, norm, foreach=True)
         optimizer.step()
         for name, value in {**terms, "grad_norm": norm}.items():
             totals[name] = totals.get(name, 0.0) + value.detach() * len(batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
@@ -12,6 +13,7 @@ from scipy import stats
 import pyro_cge as cge
 from pyro_cge.config import RunConfig
 from pyro_cge.errors import ConfigError, DataError
+from pyro_cge.models.likelihoods import GeneNormal
 from pyro_cge.runs import build, load_fit, run
 
 G = 6
@@ -143,3 +145,13 @@ def test_what_is_refused(data):
         cge.StudentTLikelihood(G, df=0.5)
     with pytest.raises(ConfigError, match="likelihood must be"):
         build(RunConfig().model_copy(update={"likelihood": "cauchy"}), data)
+
+
+def test_the_gaussian_density_is_torchs_own():
+    mean, scale, x = torch.randn(3, 4, 5), torch.rand(5) + 0.1, torch.randn(3, 4, 5)
+    ours, torchs = GeneNormal(mean, scale), dist.Normal(mean, scale).to_event(1)
+    torch.testing.assert_close(ours.log_prob(x), torchs.log_prob(x))
+    torch.testing.assert_close(ours.variance, torchs.variance)
+    wider = ours.expand((2, 3, 4))
+    assert wider.batch_shape == (2, 3, 4) and wider.event_shape == (5,)
+    torch.testing.assert_close(wider.log_prob(x), torchs.expand((2, 3, 4)).log_prob(x))
