@@ -11,11 +11,22 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 KEYS = {
+    "explosion": {"exploded", "non_finite", "student_t_gain"},
+    "peers": {"samples_per_s_ratio", "held_out"},
+    "paper": {"angle_sd_deg", "rotated_angle_error_deg", "ood_ratio_6_3", "ood_6_4"},
     "recovery": {"z_mcc", "target_accuracy", "without_rotation"},
     "latent_graph": {"shd"},
     "svi_overhead": {"ratio_l1000", "ratio_tiny"},
-    "l1000_models": {"non_finite", "last_over_best", "val_r"},
+    "l1000_models": {"non_finite", "last_over_best", "val_r", "l1000_unseen_r", "coverage_90", "leak"},
     "simulator": {"cells_per_s", "ratio_noise"},
+    "simulators": {
+        "sparse_shift_mcc",
+        "sparse_shift_f1",
+        "additive_f1",
+        "additive_mcc",
+        "chain_shd",
+        "chain_mmd_double",
+    },
     "knockdown_targets": {"top1_model", "top1_zscore", "top1_model_env", "top1_zscore_env"},
     "mechanism_classes": {"auc_model", "auc_signature", "auc_pca", "auc_tanimoto"},
     "invariance": {

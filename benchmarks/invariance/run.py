@@ -61,16 +61,16 @@ class Encoder(cge.AmortizedGuide):
         return super().hidden_layer(replace(batch, x=batch.x * self.seen), shift)
 
 
-class Decoder(cge.LinearDecoder):
+class Partial(cge.GaussianLikelihood):
     """Explains some genes only."""
 
     explained: Tensor
 
     def __init__(self, explained: Tensor) -> None:
-        super().__init__(CAUSES, G)
+        super().__init__(G)
         self.register_buffer("explained", explained)
 
-    def likelihood(self, mean: Tensor) -> dist.TorchDistribution:
+    def forward(self, mean: Tensor) -> dist.TorchDistribution:
         return dist.Normal(mean, self.scale).mask(self.explained).to_event(1)
 
 
@@ -79,7 +79,9 @@ def irm(seed: int, weight: float, *, seen: Tensor, explained: Tensor, n_per_env:
     train = spurious_data(TRAINING, n_per_env, seed, 1000 + seed)
     new = spurious_data(NEW, 2000, seed, 2000 + seed)
     with cge.isolated(seed):
-        model = cge.CellModel(cge.StandardPrior(train, CAUSES), None, Decoder(explained))
+        model = cge.CellModel(
+            cge.StandardPrior(train, CAUSES), None, cge.LinearDecoder(CAUSES, G, likelihood=Partial(explained))
+        )
         guide = Encoder(model, seen)
     fit = cge.fit(
         model, guide, train, objective=cge.Irm(weight=weight), epochs=epochs, batch_size=500, lr=1e-2,

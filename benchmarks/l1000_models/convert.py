@@ -1,6 +1,7 @@
 """Turn ``NAME.npz`` (``X``, ``gene``) and ``NAME_obs.csv.gz`` into the ``.h5ad`` that ``run.py`` reads.
 
-``python convert.py NAME.npz OUT.h5ad``. The obs table needs ``compound_key``, ``cell_id``, ``smiles`` and ``part``.
+``python convert.py NAME.npz OUT.h5ad``. The obs table needs ``compound_key``, ``cell_id``, ``smiles`` and ``part``;
+``moa`` and ``target`` (several in one field split at ``|``) are taken along where it has them.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ def convert(source: Path, out: Path) -> cge.EnvironmentData:
     obs.index = obs.index.astype(str)
     label = obs["perturbagen"] + " in " + obs["cell_line"]
     codes, names = pd.factorize(label)
-    first = obs.iloc[np.unique(codes, return_index=True)[1]]
+    first = obs.iloc[np.unique(codes, return_index=True)[1]].copy()
     bits = dict(zip(first["smiles"].unique(), morgan(first["smiles"].unique())))
     fingerprints = np.stack([bits[smiles] for smiles in first["smiles"]])
     cells = pd.get_dummies(first["cell_line"]).to_numpy(np.float32)
-    table = first[["perturbagen", "cell_line", "smiles", "part"]].set_axis(pd.Index(names, dtype=str))
+    known = [column for column in ("moa", "target") if column in first]
+    first[known] = first[known].fillna("")
+    table = first[["perturbagen", "cell_line", "smiles", "part", *known]].set_axis(pd.Index(names, dtype=str))
     data = cge.EnvironmentData(
         x=x,
         env=torch.from_numpy(codes.astype(np.int64)),

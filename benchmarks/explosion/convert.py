@@ -1,0 +1,56 @@
+"""Turn ``NAME.npz`` (``X``, ``gene``) and ``NAME_obs.csv.gz`` of single wells into the ``.h5ad`` that ``run.py`` reads.
+
+``python convert.py NAME.npz OUT.h5ad``. The obs table needs ``compound_key``, ``smiles``, ``dose`` (µM), ``time_h``,
+``is_control`` and ``part``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+import pyro_cge as cge
+from pyro_cge.data.fingerprints import morgan
+
+BITS = 1024
+
+
+def convert(source: Path, out: Path) -> cge.EnvironmentData:
+    """Environment = compound at a dose for a time; features = Morgan bits, then raw hours and raw dose (µM).
+
+    Vehicle wells are the control: no bits, no dose.
+    """
+    with np.load(source, allow_pickle=False) as arrays:
+        x, genes = torch.from_numpy(arrays["X"].astype(np.float32)), [str(name) for name in arrays["gene"]]
+    obs = pd.read_csv(source.with_name(source.stem + "_obs.csv.gz"))
+    obs.index = obs["inst_id"].astype(str)
+    obs["dose"] = obs["dose"].fillna(0.0)
+    label = obs["compound_key"] + " at " + obs["dose"].map("{:g}".format) + " µM, " + obs["time_h"].map("{:g} h".format)
+    codes, names = pd.factorize(label.mask(obs["is_control"], "vehicle"))
+    first = obs.iloc[np.unique(codes, return_index=True)[1]]
+    known = list(first["smiles"].dropna().unique())
+    fingerprints = dict(zip(known, morgan(known, n_bits=BITS)))
+    bits = np.stack([fingerprints.get(smiles, np.zeros(BITS)) for smiles in first["smiles"]]).astype(np.float32)
+    raw = first[["time_h", "dose"]].to_numpy(np.float32) * ~first["is_control"].to_numpy()[:, None]
+    data = cge.EnvironmentData(
+        x=x,
+        env=torch.from_numpy(codes.astype(np.int64)),
+        gene_names=genes,
+        env_names=list(names),
+        env_features=torch.from_numpy(np.concatenate([bits, raw], 1)),
+        obs=obs[["plate", "part"]],
+        env_table=first[["compound_key", "dose", "time_h"]].set_axis(pd.Index(names, dtype=str)),
+        control=[int(e) for e in np.flatnonzero(names == "vehicle")],
+    )
+    cge.write_h5ad(data, out)
+    return data
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    print(convert(Path(sys.argv[1]), Path(sys.argv[2])))
