@@ -13,20 +13,21 @@ import numpy as np
 import pandas as pd
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import npz
+
 import pyro_cge as cge
 from pyro_cge.data.fingerprints import morgan
 
 BITS = 1024
 
 
-def convert(source: Path, out: Path) -> cge.EnvironmentData:
+def convert(source: Path) -> cge.EnvironmentData:
     """Environment = compound at a dose for a time; features = Morgan bits, then raw hours and raw dose (µM).
 
     Vehicle wells are the control: no bits, no dose.
     """
-    with np.load(source, allow_pickle=False) as arrays:
-        x, genes = torch.from_numpy(arrays["X"].astype(np.float32)), [str(name) for name in arrays["gene"]]
-    obs = pd.read_csv(source.with_name(source.stem + "_obs.csv.gz"))
+    x, genes, obs = npz.read(source)
     obs.index = obs["inst_id"].astype(str)
     obs["dose"] = obs["dose"].fillna(0.0)
     label = obs["compound_key"] + " at " + obs["dose"].map("{:g}".format) + " µM, " + obs["time_h"].map("{:g} h".format)
@@ -36,7 +37,7 @@ def convert(source: Path, out: Path) -> cge.EnvironmentData:
     fingerprints = dict(zip(known, morgan(known, n_bits=BITS)))
     bits = np.stack([fingerprints.get(smiles, np.zeros(BITS)) for smiles in first["smiles"]]).astype(np.float32)
     raw = first[["time_h", "dose"]].to_numpy(np.float32) * ~first["is_control"].to_numpy()[:, None]
-    data = cge.EnvironmentData(
+    return cge.EnvironmentData(
         x=x,
         env=torch.from_numpy(codes.astype(np.int64)),
         gene_names=genes,
@@ -46,11 +47,7 @@ def convert(source: Path, out: Path) -> cge.EnvironmentData:
         env_table=first[["compound_key", "dose", "time_h"]].set_axis(pd.Index(names, dtype=str)),
         control=[int(e) for e in np.flatnonzero(names == "vehicle")],
     )
-    cge.write_h5ad(data, out)
-    return data
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    print(convert(Path(sys.argv[1]), Path(sys.argv[2])))
+    npz.command(convert, __doc__)

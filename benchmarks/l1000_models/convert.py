@@ -13,15 +13,16 @@ import numpy as np
 import pandas as pd
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import npz
+
 import pyro_cge as cge
 from pyro_cge.data.fingerprints import morgan
 
 
-def convert(source: Path, out: Path) -> cge.EnvironmentData:
+def convert(source: Path) -> cge.EnvironmentData:
     """Environment = perturbagen × cell line; features = Morgan bits of the perturbagen, then cell line one-hot."""
-    with np.load(source, allow_pickle=False) as arrays:
-        x, genes = torch.from_numpy(arrays["X"].astype(np.float32)), [str(name) for name in arrays["gene"]]
-    obs = pd.read_csv(source.with_name(source.stem + "_obs.csv.gz"))
+    x, genes, obs = npz.read(source)
     obs = obs.rename(columns={"compound_key": "perturbagen", "cell_id": "cell_line"})
     obs.index = obs.index.astype(str)
     label = obs["perturbagen"] + " in " + obs["cell_line"]
@@ -33,7 +34,7 @@ def convert(source: Path, out: Path) -> cge.EnvironmentData:
     known = [column for column in ("moa", "target") if column in first]
     first[known] = first[known].fillna("")
     table = first[["perturbagen", "cell_line", "smiles", "part", *known]].set_axis(pd.Index(names, dtype=str))
-    data = cge.EnvironmentData(
+    return cge.EnvironmentData(
         x=x,
         env=torch.from_numpy(codes.astype(np.int64)),
         gene_names=genes,
@@ -42,11 +43,7 @@ def convert(source: Path, out: Path) -> cge.EnvironmentData:
         obs=obs[["perturbagen", "cell_line", "part"]],
         env_table=table,
     )
-    cge.write_h5ad(data, out)
-    return data
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    print(convert(Path(sys.argv[1]), Path(sys.argv[2])))
+    npz.command(convert, __doc__)

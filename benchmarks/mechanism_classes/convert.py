@@ -14,16 +14,17 @@ import numpy as np
 import pandas as pd
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import npz
+
 import pyro_cge as cge
 
 
-def convert(source: Path, out: Path) -> cge.EnvironmentData:
-    with np.load(source, allow_pickle=False) as arrays:
-        x, genes = torch.from_numpy(arrays["X"].astype(np.float32)), [str(name) for name in arrays["gene"]]
-    obs = pd.read_csv(source.with_name(source.stem + "_obs.csv.gz"), dtype=str)
+def convert(source: Path) -> cge.EnvironmentData:
+    x, genes, obs = npz.read(source, dtype=str)
     codes, names = pd.factorize(obs["compound_key"])
     first = obs.iloc[np.unique(codes, return_index=True)[1]]
-    data = cge.EnvironmentData(
+    return cge.EnvironmentData(
         x=x,
         env=torch.from_numpy(codes.astype(np.int64)),
         gene_names=genes,
@@ -31,11 +32,7 @@ def convert(source: Path, out: Path) -> cge.EnvironmentData:
         obs=obs[["cell_id"]].rename(columns={"cell_id": "cell_line"}).set_axis(obs.index.astype(str)),
         env_table=first[["smiles", "moa"]].set_axis(names.astype(str)),
     )
-    cge.write_h5ad(data, out)
-    return data
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    print(convert(Path(sys.argv[1]), Path(sys.argv[2])))
+    npz.command(convert, __doc__)
