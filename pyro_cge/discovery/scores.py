@@ -1,0 +1,245 @@
+"""Decomposable scores of a node given its parents, from sufficient statistics: compiled, because the search calls nothing else.
+
+Environments' Gram matrices ``A[e] = Σ_i x̃_i x̃_iᵀ`` of ``x̃ = (x, 1)`` hold everything a linear-Gaussian likelihood needs.
+A parent set is an array of which the first ``k`` entries count.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+TINY = 1e-10
+ALTERNATIONS = 8  # of fitting the reference mechanism and choosing targets; two or three are enough
+
+
+@njit(cache=True)
+def cholesky(matrix: Array, size: int, ridge: float) -> Array:
+    """Lower triangle of the leading block; ``ridge`` is added to its diagonal."""
+    low = np.zeros((size, size))
+    for a in range(size):
+        for b in range(a + 1):
+            total = matrix[a, b]
+            for c in range(b):
+                total -= low[a, c] * low[b, c]
+            if a == b:
+                low[a, a] = math.sqrt(max(total + ridge, TINY))
+            else:
+                low[a, b] = total / low[b, b]
+    return low
+
+
+@njit(cache=True)
+def forward(low: Array, right: Array) -> Array:
+    """``low⁻¹ right``."""
+    size = len(right)
+    out = np.empty(size)
+    for a in range(size):
+        total = right[a]
+        for b in range(a):
+            total -= low[a, b] * out[b]
+        out[a] = total / low[a, a]
+    return out
+
+
+@njit(cache=True)
+def backward(low: Array, right: Array) -> Array:
+    """``low⁻ᵀ right``."""
+    size = len(right)
+    out = np.empty(size)
+    for a in range(size - 1, -1, -1):
+        total = right[a]
+        for b in range(a + 1, size):
+            total -= low[b, a] * out[b]
+        out[a] = total / low[a, a]
+    return out
+
+
+@njit(cache=True)
+def block(gram: Array, parents: NDArray[np.int64], k: int) -> Array:
+    """Rows and columns of the parents and of the intercept (the last one) ``[k+1, k+1]``."""
+    last = len(gram) - 1
+    out = np.empty((k + 1, k + 1))
+    for a in range(k + 1):
+        row = parents[a] if a < k else last
+        for b in range(k + 1):
+            out[a, b] = gram[row, parents[b] if b < k else last]
+    return out
+
+
+@njit(cache=True)
+def column(gram: Array, parents: NDArray[np.int64], k: int, node: int) -> Array:
+    """Products of the parents and the intercept with the node ``[k+1]``."""
+    out = np.empty(k + 1)
+    for a in range(k):
+        out[a] = gram[parents[a], node]
+    out[k] = gram[len(gram) - 1, node]
+    return out
+
+
+@njit(cache=True)
+def _residual(
+    gram: Array, n: float, node: int, parents: NDArray[np.int64], k: int
+) -> tuple[Array, Array, float]:
+    """Factor of the parents' Gram matrix, products with the node in its terms, and the node's residual sum of squares."""
+    low = cholesky(block(gram, parents, k), k + 1, 1e-9 * n)
+    half = forward(low, column(gram, parents, k, node))
+    return low, half, max(gram[node, node] - half @ half, TINY * n)
+
+
+@njit(cache=True)
+def local_score(
+    grams: Array,
+    sizes: Array,
+    node: int,
+    parents: NDArray[np.int64],
+    k: int,
+    edge: float,
+    target: float,
+    targets: NDArray[np.bool_],
+) -> float:
+    """Penalised log-likelihood of a node given its parents, unknown targets profiled out; larger is better.
+
+    ::
+
+        −Σ_e n_e/2 (log σ_e² + 1)  −  edge · k  −  target · (k + 2) · #targets
+
+    Environments that are no targets share coefficients, intercept and variance with environment 0, the reference; a
+    target has its own (shift, scale and parents' effects may all differ). Which are targets is found by alternating: fit the shared
+    mechanism, then take whatever is better off on its own. Written into ``targets [E]``.
+    """
+    count, size = len(sizes), k + 1
+    if count == 1:
+        left = _residual(grams[0], sizes[0], node, parents, k)[2]
+        return -0.5 * sizes[0] * (math.log(left / sizes[0]) + 1) - edge * k
+    alone = np.zeros(count)
+    for e in range(count):
+        targets[e] = False
+        if e > 0:
+            low = cholesky(block(grams[e], parents, k), size, 1e-6 * sizes[e])
+            half = forward(low, column(grams[e], parents, k, node))
+            left = max(grams[e, node, node] - half @ half, TINY * sizes[e])
+            alone[e] = -0.5 * sizes[e] * (math.log(left / sizes[e]) + 1)
+    gram, right, square, n = np.zeros((size, size)), np.zeros(size), 0.0, 0.0
+    for e in range(count):
+        gram += block(grams[e], parents, k)
+        right += column(grams[e], parents, k, node)
+        square += grams[e, node, node]
+        n += sizes[e]
+    ridge = 1e-9 * n
+    price = target * (k + 2)
+    shared = 0.0
+    for _ in range(ALTERNATIONS):
+        low = cholesky(gram, size, ridge)
+        half = forward(low, right)
+        variance = max(square - half @ half, TINY * n) / n
+        shared = -0.5 * n * (math.log(variance) + 1)
+        beta = backward(low, half)
+        changed = False
+        for e in range(1, count):
+            here, there = block(grams[e], parents, k), column(grams[e], parents, k, node)
+            left = grams[e, node, node] - 2 * (there @ beta) + beta @ (here @ beta)
+            gain = alone[e] + 0.5 * sizes[e] * math.log(variance) + 0.5 * left / variance - price
+            if (gain > 0) != targets[e]:
+                changed = True
+                sign = -1.0 if gain > 0 else 1.0
+                targets[e] = gain > 0
+                gram += sign * here
+                right += sign * there
+                square += sign * grams[e, node, node]
+                n += sign * sizes[e]
+        if not changed:
+            break
+    total = shared - edge * k
+    for e in range(1, count):
+        if targets[e]:
+            total += alone[e] - price
+    return total
+
+
+@njit(cache=True)
+def best_addition(
+    grams: Array,
+    sizes: Array,
+    node: int,
+    parents: NDArray[np.int64],
+    k: int,
+    candidates: NDArray[np.int64],
+    edge: float,
+    target: float,
+    now: float,
+    targets: NDArray[np.bool_],
+) -> tuple[float, int]:
+    """Of some candidates the one to add, and the score with it; −1 if none improves on ``now``."""
+    best, chosen = now + 1e-9, -1
+    if len(sizes) > 1:
+        for i in candidates:
+            parents[k] = i
+            score = local_score(grams, sizes, node, parents, k + 1, edge, target, targets)
+            if score > best:
+                best, chosen = score, i
+        return best, chosen
+    # One environment: what a candidate explains is its partial covariance with the node, given the parents.
+    gram, n = grams[0], sizes[0]
+    low, half, left = _residual(gram, n, node, parents, k)
+    row, largest = np.empty(k + 1), 1 - math.exp(-2 * edge / n)
+    for i in candidates:
+        own, both = gram[i, i], gram[i, node]
+        for a in range(k + 1):
+            total = gram[parents[a] if a < k else len(gram) - 1, i]
+            for b in range(a):
+                total -= low[a, b] * row[b]
+            row[a] = total / low[a, a]
+            own -= row[a] * row[a]
+            both -= row[a] * half[a]
+        if own > 1e-8 * gram[i, i]:
+            share = both * both / (own * left)
+            if share > largest:
+                largest, chosen = share, i
+    if chosen >= 0:
+        best = now - 0.5 * n * math.log(max(1 - largest, TINY)) - edge
+    return best, chosen
+
+
+@njit(cache=True)
+def best_removal(
+    grams: Array,
+    sizes: Array,
+    node: int,
+    parents: NDArray[np.int64],
+    k: int,
+    kept: NDArray[np.bool_],
+    edge: float,
+    target: float,
+    now: float,
+    targets: NDArray[np.bool_],
+) -> tuple[float, int]:
+    """The place of the parent to leave out, and the score without it; −1 if none improves on ``now``."""
+    best, chosen = now + 1e-9, -1
+    if len(sizes) > 1:
+        for a in range(k):
+            gone = parents[a]
+            if not kept[gone]:
+                parents[a] = parents[k - 1]
+                score = local_score(grams, sizes, node, parents, k - 1, edge, target, targets)
+                parents[a] = gone
+                if score > best:
+                    best, chosen = score, a
+        return best, chosen
+    # One environment: leaving out a parent adds β_a² / (G⁻¹)_aa to the residual sum of squares.
+    gram, n = grams[0], sizes[0]
+    low, half, left = _residual(gram, n, node, parents, k)
+    beta, unit = backward(low, half), np.zeros(k + 1)
+    for a in range(k):
+        if not kept[parents[a]]:
+            unit[:] = 0.0
+            unit[a] = 1.0
+            inverse = forward(low, unit)
+            score = now - 0.5 * n * math.log(1 + beta[a] ** 2 / ((inverse @ inverse) * left)) + edge
+            if score > best:
+                best, chosen = score, a
+    return best, chosen
