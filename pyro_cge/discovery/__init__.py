@@ -1,5 +1,8 @@
-"""Causal structure from environments, on causes that are known or were estimated."""
+"""Causal structure: among known causes, or among genes, from environments with known or unknown targets."""
 
+from .equivalence import d_separated, essential_graph
+from .knowledge import Knowledge
+from .order_search import OrderSearch
 from .trees import TreeClass, changed_causes, trees_of
 
-__all__ = ["TreeClass", "changed_causes", "trees_of"]
+__all__ = ["Knowledge", "OrderSearch", "TreeClass", "changed_causes", "d_separated", "essential_graph", "trees_of"]

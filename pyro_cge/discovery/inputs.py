@@ -1,0 +1,155 @@
+"""What estimators of a graph accept: arrays, tables, AnnData and EnvironmentData, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from ..data.environment import EnvironmentData
+from ..errors import DataError
+
+Array = NDArray[np.float64]
+SAME = 1 - 1e-9  # correlation from which on two columns are one
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Values ``x [n, d]`` with environments ``env [n]``, the reference first; names of both."""
+
+    x: Array
+    env: NDArray[np.int64]
+    genes: list[str]
+    environments: list[str]
+
+    @property
+    def d(self) -> int:
+        return self.x.shape[1]
+
+    @property
+    def sizes(self) -> Array:
+        """Number of samples of each environment ``[E]``."""
+        return np.bincount(self.env, minlength=len(self.environments)).astype(float)
+
+    @property
+    def scaled(self) -> Array:
+        """Columns with the mean and standard deviation they have in the reference at 0 and 1."""
+        reference = self.x[self.env == 0]
+        return (self.x - reference.mean(0)) / reference.std(0)
+
+    def grams(self) -> Array:
+        """``Σ_i x̃_i x̃_iᵀ`` of each environment, ``x̃ = (scaled x, 1)``: ``[E, d+1, d+1]``."""
+        rows = np.c_[self.scaled, np.ones(len(self.x))]
+        return np.stack([rows[self.env == e].T @ rows[self.env == e] for e in range(len(self.environments))])
+
+
+def samples(x: Any, env: ArrayLike | None = None, *, control: Any = None, layer: str | None = None) -> Samples:
+    """Values, environments and names of whatever was given.
+
+    Parameters
+    ----------
+    x : array, DataFrame, AnnData or EnvironmentData
+        ``[n, d]``: one row a profile.
+    env : array or str, optional
+        Environment of each row; a column of ``obs`` for an AnnData. None: one environment (those of an EnvironmentData).
+    control : optional
+        Label of the unperturbed environment, which the others are compared with. Default: the control of an
+        EnvironmentData, else the first label in order of appearance.
+    layer : str, optional
+        Of an AnnData.
+
+    Raises
+    ------
+    DataError
+        For anything a graph cannot be estimated from; says which rows or columns.
+    """
+    genes: Sequence[str] | None = None
+    labels: Any = env
+    if isinstance(x, EnvironmentData):
+        genes, values = x.gene_names, x.x.double().numpy()
+        if env is None:
+            labels = np.asarray(x.env_names, dtype=object)[x.env.numpy()]
+            if control is None and x.control:
+                control = x.env_names[x.control[0]]
+    elif hasattr(x, "obs") and hasattr(x, "var_names"):
+        matrix = x.X if layer is None else x.layers[layer]
+        genes, values = list(x.var_names), np.asarray(matrix.toarray() if hasattr(matrix, "toarray") else matrix, float)
+        if isinstance(env, str):
+            if env not in x.obs:
+                raise DataError(f"obs has no column {env!r}; it has {list(x.obs)}")
+            labels = x.obs[env].to_numpy()
+    else:
+        genes = list(map(str, x.columns)) if isinstance(x, pd.DataFrame) else None
+        values = np.asarray(x, dtype=float)
+    if values.ndim != 2:
+        raise DataError(f"expected samples × genes, got an array of shape {values.shape}")
+    n, d = values.shape
+    names = [f"x{j}" for j in range(d)] if genes is None else [str(gene) for gene in genes]
+    _check_columns(values, names)
+    codes, levels = _environments(labels, n, control)
+    result = Samples(values, codes, names, levels)
+    small = [level for level, size in zip(levels, result.sizes, strict=True) if size < 2]
+    if small:
+        raise DataError(f"environments with a single sample have no variance: {_some(small)}; leave them out or merge them")
+    flat = [name for name, sd in zip(names, values[codes == 0].std(0), strict=True) if sd < 1e-12]
+    if flat:
+        raise DataError(f"columns that are constant in the reference {levels[0]!r}: {_some(flat)}; leave them out")
+    return result
+
+
+def _check_columns(values: Array, names: list[str]) -> None:
+    n, d = values.shape
+    if n < 3:
+        raise DataError(f"a graph needs at least 3 samples, got {n}")
+    if d < 2:
+        raise DataError(f"a graph needs at least 2 columns, got {d}")
+    if len(set(names)) < d:
+        raise DataError(f"column names must differ, repeated: {_some(sorted({g for g in names if names.count(g) > 1}))}")
+    bad = ~np.isfinite(values)
+    if bad.any():
+        rows = np.flatnonzero(bad.any(1))
+        raise DataError(f"{int(bad.sum())} values are not finite, the first in row {rows[0]}, column {names[bad[rows[0]].argmax()]!r}")
+    centred = values - values.mean(0)
+    norm = np.sqrt((centred**2).sum(0))
+    constant = [name for name, value in zip(names, norm, strict=True) if value < 1e-12]
+    if constant:
+        raise DataError(f"constant columns: {_some(constant)}; leave them out")
+    # Equal columns have equal projections on random directions, up to sign: no d × d matrix is needed to find them.
+    probe = np.random.default_rng(0).standard_normal((2, n)) @ (centred / norm)
+    order = np.argsort(np.abs(probe[0]))
+    for a, b in zip(order[:-1], order[1:], strict=True):
+        if np.abs(np.abs(probe[:, a]) - np.abs(probe[:, b])).max() < 1e-9 * np.sqrt(n):
+            r = float((centred[:, a] * centred[:, b]).sum() / (norm[a] * norm[b]))
+            if abs(r) > SAME:
+                raise DataError(f"columns {names[a]!r} and {names[b]!r} are the same up to scale; keep one of them")
+
+
+def _environments(labels: Any, n: int, control: Any) -> tuple[NDArray[np.int64], list[str]]:
+    if labels is None:
+        if control is not None:
+            raise DataError(f"control={control!r} was given without environments; pass env as well")
+        return np.zeros(n, dtype=np.int64), ["all"]
+    given = np.asarray(labels)
+    if given.shape != (n,):
+        raise DataError(f"env needs one label a sample, [{n}], got shape {given.shape}")
+    missing = pd.isna(given)
+    if missing.any():
+        raise DataError(f"{int(missing.sum())} samples have no environment, the first in row {int(missing.argmax())}")
+    codes, levels = pd.factorize(given)
+    names = [str(level) for level in levels]
+    if control is not None:
+        matches = [i for i, level in enumerate(levels) if level == control or names[i] == str(control)]
+        if not matches:
+            raise DataError(f"control {control!r} is not among the environments {_some(names)}")
+        order = [matches[0], *(i for i in range(len(names)) if i != matches[0])]
+        codes, names = np.argsort(order)[codes], [names[i] for i in order]
+    return codes.astype(np.int64), names
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:5]))
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

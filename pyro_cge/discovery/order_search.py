@@ -1,0 +1,163 @@
+"""The graph behind observations and interventions with unknown targets: an order search, as an estimator."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import ConfigError
+from .equivalence import essential_graph
+from .inputs import Array, Samples, samples
+from .knowledge import REQUIRED, Knowledge, precedence
+
+MOST = 40  # parents of a node, unless asked otherwise
+
+
+class OrderSearch:
+    """Linear-Gaussian structural equations; where environments are given, which of them change which mechanism.
+
+    ::
+
+        x_j = Σ_i W[i, j] x_i + μ_j + σ_j ε,   ε ~ N(0, 1)              in the reference environment
+        the same with W[·, j], μ_j, σ_j of its own                      in environments that target j
+
+    The score is a penalised likelihood, ``log L − λ/2 log n · #edges − λ_t/2 log n · #parameters of targets``; targets are
+    profiled out node by node, so that only the order is searched. Nothing is assumed of an intervention: shift, scale,
+    weaker or absent effects of parents are all "a mechanism of its own". Equal columns up to scale give equal answers up to
+    equivalence, so standardising the data changes nothing.
+
+    Parameters
+    ----------
+    penalty : float
+        ``λ``: 1 is the BIC; 2, the default, that of a sparse graph (FLOP, BOSS).
+    target_penalty : float
+        ``λ_t``; 1 is the BIC.
+    gamma : float
+        Extended BIC: ``2 γ log d`` more for each edge (Foygel & Drton 2010).
+    restarts : int
+        Times the best order is shaken and improved again. Environments leave so few local optima that 0 is enough.
+    max_parents : int, optional
+        Default: a third of the reference's samples, at most 40.
+    knowledge : Knowledge, optional
+        Forbidden and required edges, tiers: enforced exactly.
+    random_state : int
+
+    Attributes
+    ----------
+    adjacency_ : ndarray ``[d, d]``
+        1 where ``i → j``.
+    weights_ : ndarray ``[d, d]``
+        ``W`` in the units of the data, from the samples whose mechanism is the reference's.
+    graph_ : DiGraph
+        With gene names, and ``weight`` on the edges.
+    essential_graph_ : DiGraph
+        What the data can tell: undirected (both ways) where another member of the equivalence class disagrees.
+    targets_ : DataFrame ``[E, d]``
+        Which environment changed which gene's mechanism.
+    order_ : list of str
+    score_ : float
+        In nats.
+    genes_, environments_ : list of str
+
+    References
+    ----------
+    Andrews, Ramsey, Sánchez-Romero, Camchong, Kummerfeld 2023 (BOSS); Squires, Wang, Uhler 2020 (unknown targets).
+    """
+
+    def __init__(
+        self,
+        *,
+        penalty: float = 2.0,
+        target_penalty: float = 1.0,
+        gamma: float = 0.0,
+        restarts: int = 20,
+        max_parents: int | None = None,
+        knowledge: Knowledge | None = None,
+        random_state: int = 0,
+    ) -> None:
+        for name, value in (("penalty", penalty), ("target_penalty", target_penalty)):
+            if not value > 0:
+                raise ConfigError(f"{name} must be positive, got {value}")
+        if gamma < 0 or restarts < 0 or (max_parents is not None and max_parents < 1):
+            raise ConfigError(
+                f"gamma and restarts must not be negative and max_parents at least 1, got {gamma}, {restarts}, {max_parents}"
+            )
+        self.penalty, self.target_penalty, self.gamma = penalty, target_penalty, gamma
+        self.restarts, self.max_parents, self.knowledge = restarts, max_parents, knowledge
+        self.random_state = random_state
+
+    def __repr__(self) -> str:
+        return f"OrderSearch(penalty={self.penalty}, target_penalty={self.target_penalty}, restarts={self.restarts})"
+
+    def fit(self, X: Any, env: ArrayLike | str | None = None, *, control: Any = None) -> OrderSearch:
+        """Search the order; see :func:`~pyro_cge.discovery.inputs.samples` for what is accepted.
+
+        Raises
+        ------
+        DataError, ConfigError
+            For data no graph can be estimated from, and prior knowledge that contradicts itself.
+        """
+        from .order import search
+
+        data = samples(X, env, control=control)
+        table = (self.knowledge or Knowledge()).table(data.genes)
+        n, d = data.x.shape
+        most = min(d - 1, max(1, int(data.sizes[0] // 3)), MOST) if self.max_parents is None else self.max_parents
+        most = min(d - 1, max(most, int((table == REQUIRED).sum(0).max())))
+        grams, log_n = data.grams(), math.log(n)
+        edge = 0.5 * self.penalty * log_n + 2 * self.gamma * math.log(d)
+        problem = (grams, data.sizes, edge, 0.5 * self.target_penalty * log_n, np.zeros(len(data.sizes), dtype=bool))
+        shakes = max(2, round(math.log(d)))
+        order, parents, counts, scores = search(
+            problem, self._start(table), table, precedence(table), most, 100, self.restarts, shakes, self.random_state
+        )
+        self.genes_, self.environments_ = data.genes, data.environments
+        self.order_, self.score_ = [data.genes[j] for j in order], float(scores.sum())
+        self.adjacency_ = np.zeros((d, d), dtype=np.int64)
+        for j in range(d):
+            self.adjacency_[parents[j, : counts[j]], j] = 1
+        self._profile(data, problem)
+        return self
+
+    def _start(self, table: NDArray[np.int8]) -> NDArray[np.int64]:
+        """A random order in which required causes come first."""
+        rng, d = np.random.default_rng(self.random_state), len(table)
+        rank = rng.permutation(d)
+        graph = nx.DiGraph()
+        graph.add_nodes_from(range(d))
+        graph.add_edges_from(zip(*np.nonzero(table == REQUIRED), strict=True))
+        return np.array(list(nx.lexicographical_topological_sort(graph, key=lambda j: rank[j])), dtype=np.int64)
+
+    def _profile(self, data: Samples, problem: tuple[Any, ...]) -> None:
+        """Targets, weights and graphs that go with the adjacency found."""
+        from .scores import local_score
+
+        grams, sizes, edge, target, _ = problem
+        targets = np.zeros((len(sizes), data.d), dtype=bool)
+        self.weights_ = np.zeros((data.d, data.d))
+        scale = data.x[data.env == 0].std(0)
+        for j in range(data.d):
+            parents = np.flatnonzero(self.adjacency_[:, j])
+            chosen = np.zeros(len(sizes), dtype=bool)
+            local_score(grams, sizes, j, np.append(parents, 0), len(parents), edge, target, chosen)
+            targets[:, j] = chosen
+            gram = grams[~chosen].sum(0)
+            rows = np.append(parents, data.d)
+            coefficients = np.linalg.lstsq(gram[np.ix_(rows, rows)], gram[rows, j], rcond=None)[0][:-1]
+            self.weights_[parents, j] = coefficients * scale[j] / scale[parents]
+        self.targets_ = pd.DataFrame(targets, index=data.environments, columns=data.genes)
+        self.graph_ = _named(self.adjacency_, data.genes, self.weights_)
+        sets = [{gene for gene in data.genes if row[gene]} for _, row in self.targets_.iloc[1:].iterrows()]
+        self.essential_graph_ = essential_graph(self.graph_, [chosen for chosen in sets if chosen])
+
+
+def _named(adjacency: NDArray[np.int64], genes: list[str], weights: Array) -> nx.DiGraph:
+    graph = nx.DiGraph()
+    graph.add_nodes_from(genes)
+    graph.add_edges_from((genes[i], genes[j], {"weight": float(weights[i, j])}) for i, j in zip(*np.nonzero(adjacency)))
+    return graph
