@@ -72,7 +72,8 @@ def _follows(a: Hashable, b: Hashable, near: dict, causes: dict) -> bool:
     if any(a in causes[c] for c in causes[b]):  # a → c → b: else a cycle
         return True
     both = [c for c in causes[b] if c in near[a]]
-    if any(d not in near[c] for c, d in itertools.combinations(both, 2)):  # a − c → b, a − d → b
+    open_ = [c for c in both if c not in causes[a]]
+    if any(d not in near[c] for c, d in itertools.combinations(open_, 2)):  # a − c → b, a − d → b
         return True
     return any(d in near[a] and d not in near[b] for c in both for d in causes[c] if d != a)  # a − d → c → b
 

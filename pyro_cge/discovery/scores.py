@@ -109,56 +109,98 @@ def local_score(
         −Σ_e n_e/2 (log σ_e² + 1)  −  edge · k  −  target · (k + 2) · #targets
 
     Environments that are no targets share coefficients, intercept and variance with environment 0, the reference; a
-    target has its own (shift, scale and parents' effects may all differ). Which are targets is found by alternating: fit the shared
-    mechanism, then take whatever is better off on its own. Written into ``targets [E]``.
+    target has its own (shift, scale and parents' effects may all differ). Which are targets is found by alternating,
+    from two starts: fit the shared mechanism, then take whatever is better off on its own. Written into ``targets [E]``.
     """
     count, size = len(sizes), k + 1
     if count == 1:
         left = _residual(grams[0], sizes[0], node, parents, k)[2]
         return -0.5 * sizes[0] * (math.log(left / sizes[0]) + 1) - edge * k
-    alone = np.zeros(count)
+    parts, rights, squares = np.empty((count, size, size)), np.empty((count, size)), np.empty(count)
+    alone, price = np.zeros(count), target * (k + 2)
     for e in range(count):
-        targets[e] = False
-        if e > 0:
-            low = cholesky(block(grams[e], parents, k), size, 1e-6 * sizes[e])
-            half = forward(low, column(grams[e], parents, k, node))
-            left = max(grams[e, node, node] - half @ half, TINY * sizes[e])
-            alone[e] = -0.5 * sizes[e] * (math.log(left / sizes[e]) + 1)
-    gram, right, square, n = np.zeros((size, size)), np.zeros(size), 0.0, 0.0
-    for e in range(count):
-        gram += block(grams[e], parents, k)
-        right += column(grams[e], parents, k, node)
-        square += grams[e, node, node]
-        n += sizes[e]
-    ridge = 1e-9 * n
-    price = target * (k + 2)
-    shared = 0.0
+        parts[e], rights[e] = block(grams[e], parents, k), column(grams[e], parents, k, node)
+        squares[e] = grams[e, node, node]
+        left = _left(parts[e], rights[e], squares[e], 1e-6 * sizes[e])
+        alone[e] = -0.5 * sizes[e] * (math.log(left / sizes[e]) + 1) - price
+    best, chosen = -np.inf, np.zeros(count, dtype=np.bool_)
+    for start in range(2):  # from no targets, and from the reference alone
+        chosen[:] = start == 1
+        chosen[0] = False
+        value = _profile(parts, rights, squares, sizes, alone, chosen)
+        if value > best:
+            best = value
+            targets[:] = chosen
+    return best - edge * k
+
+
+@njit(cache=True)
+def _left(gram: Array, right: Array, square: float, ridge: float) -> float:
+    """Residual sum of squares of a regression, from its normal equations."""
+    half = forward(cholesky(gram, len(right), ridge), right)
+    return max(square - half @ half, TINY)
+
+
+@njit(cache=True)
+def _likelihood(gram: Array, right: Array, square: float, n: float) -> float:
+    return -0.5 * n * (math.log(_left(gram, right, square, 1e-9 * n) / n) + 1)
+
+
+@njit(cache=True)
+def _profile(
+    parts: Array, rights: Array, squares: Array, sizes: Array, alone: Array, chosen: NDArray[np.bool_]
+) -> float:
+    """Choose targets (in place) from where they are: first all at once, then one flip at a time. Likelihood less prices."""
+    count = len(sizes)
+    gram, right, square, n, value = parts[0].copy(), rights[0].copy(), squares[0], sizes[0], 0.0
+    for e in range(1, count):
+        if chosen[e]:
+            value += alone[e]
+        else:
+            gram += parts[e]
+            right += rights[e]
+            square += squares[e]
+            n += sizes[e]
     for _ in range(ALTERNATIONS):
-        low = cholesky(gram, size, ridge)
+        low = cholesky(gram, len(right), 1e-9 * n)
         half = forward(low, right)
-        variance = max(square - half @ half, TINY * n) / n
-        shared = -0.5 * n * (math.log(variance) + 1)
+        variance = max(square - half @ half, TINY) / n
         beta = backward(low, half)
         changed = False
         for e in range(1, count):
-            here, there = block(grams[e], parents, k), column(grams[e], parents, k, node)
-            left = grams[e, node, node] - 2 * (there @ beta) + beta @ (here @ beta)
-            gain = alone[e] + 0.5 * sizes[e] * math.log(variance) + 0.5 * left / variance - price
-            if (gain > 0) != targets[e]:
-                changed = True
+            left = squares[e] - 2 * (rights[e] @ beta) + beta @ (parts[e] @ beta)
+            gain = alone[e] + 0.5 * sizes[e] * math.log(variance) + 0.5 * left / variance
+            if (gain > 0) != chosen[e]:
+                changed, chosen[e] = True, gain > 0
                 sign = -1.0 if gain > 0 else 1.0
-                targets[e] = gain > 0
-                gram += sign * here
-                right += sign * there
-                square += sign * grams[e, node, node]
+                gram += sign * parts[e]
+                right += sign * rights[e]
+                square += sign * squares[e]
                 n += sign * sizes[e]
+                value -= sign * alone[e]
         if not changed:
             break
-    total = shared - edge * k
-    for e in range(1, count):
-        if targets[e]:
-            total += alone[e] - price
-    return total
+    shared = _likelihood(gram, right, square, n)
+    while True:
+        flip, best = -1, shared
+        for e in range(1, count):
+            sign = 1.0 if chosen[e] else -1.0
+            other = _likelihood(
+                gram + sign * parts[e], right + sign * rights[e], square + sign * squares[e], n + sign * sizes[e]
+            )
+            other -= sign * alone[e]
+            if other > best + 1e-9:
+                flip, best = e, other
+        if flip < 0:
+            return value + shared
+        sign = 1.0 if chosen[flip] else -1.0
+        chosen[flip] = not chosen[flip]
+        gram += sign * parts[flip]
+        right += sign * rights[flip]
+        square += sign * squares[flip]
+        n += sign * sizes[flip]
+        value -= sign * alone[flip]
+        shared = _likelihood(gram, right, square, n)
 
 
 @njit(cache=True)

@@ -1,0 +1,88 @@
+"""Compiled scores against least squares, and profiled targets against all subsets."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from pyro_cge.discovery.inputs import samples
+from pyro_cge.discovery.scores import best_addition, best_removal, local_score
+
+EDGE, TARGET = 3.0, 2.5
+
+
+def problem(seed, environments, n=60, d=5):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n * environments, d))
+    for j in range(1, d):
+        x[:, j] += x[:, :j] @ rng.normal(size=j)
+    env = np.repeat(np.arange(environments), n)
+    for e in range(1, environments):
+        rows, j = env == e, rng.integers(d)
+        x[rows, j] = 2.0 * x[rows, j] + rng.normal(1.5)
+    return samples(x, env if environments > 1 else None, control=0 if environments > 1 else None)
+
+
+def log_likelihood(data, rows, node, parents):
+    x = data.scaled
+    design = np.c_[x[np.ix_(rows, parents)], np.ones(rows.sum())]
+    residual = x[rows, node] - design @ np.linalg.lstsq(design, x[rows, node], rcond=None)[0]
+    return -0.5 * rows.sum() * (math.log(residual @ residual / rows.sum()) + 1)
+
+
+def score(data, node, parents, targets=None):
+    chosen = np.zeros(len(data.sizes), dtype=bool)
+    padded = np.append(np.array(parents, dtype=np.int64), [0, 0])
+    value = local_score(data.grams(), data.sizes, node, padded, len(parents), EDGE, TARGET, chosen)
+    return value, chosen
+
+
+@pytest.mark.parametrize("parents", [[], [0], [0, 1, 3]])
+def test_one_environment_is_least_squares(parents):
+    data = problem(0, 1)
+    expected = log_likelihood(data, data.env == 0, 4, parents) - EDGE * len(parents)
+    assert score(data, 4, parents)[0] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_targets_are_the_best_subset(seed):
+    """Against all 2⁴ subsets of the environments that could be targets."""
+    data = problem(seed, 5)
+    for node, parents in ((4, [0, 1]), (2, []), (3, [0, 1, 2])):
+        found, chosen = score(data, node, parents)
+        values = {}
+        for targets in itertools.product((False, True), repeat=4):
+            alone = np.array((False, *targets))
+            value = log_likelihood(data, ~alone[data.env], node, parents) - EDGE * len(parents)
+            value += sum(
+                log_likelihood(data, data.env == e, node, parents) - TARGET * (len(parents) + 2)
+                for e in np.flatnonzero(alone)
+            )
+            values[tuple(alone)] = value
+        assert found == pytest.approx(values[tuple(chosen)], abs=1e-2), "the score is that of the targets it names"
+        assert found == pytest.approx(max(values.values()), abs=1e-2), "and no other targets are better"
+
+
+@pytest.mark.parametrize("environments", [1, 4])
+def test_additions_and_removals_are_the_best_ones(environments):
+    data = problem(3, environments)
+    grams, sizes, scratch = data.grams(), data.sizes, np.zeros(environments, dtype=bool)
+    parents = np.array([0, 1, 0, 0], dtype=np.int64)
+    now, _ = score(data, 4, [0, 1])
+    value, chosen = best_addition(grams, sizes, 4, parents, 2, np.array([2, 3]), EDGE, TARGET, now, scratch)
+    options = {i: score(data, 4, [0, 1, i])[0] for i in (2, 3)}
+    best = max(options, key=options.get)
+    assert (value, chosen) == (pytest.approx(options[best], abs=1e-5), best) if options[best] > now else chosen == -1
+    full, _ = score(data, 4, [0, 1, 2, 3])
+    parents = np.array([0, 1, 2, 3, 0], dtype=np.int64)
+    kept = np.zeros(5, dtype=bool)
+    value, place = best_removal(grams, sizes, 4, parents, 4, kept, 50.0, TARGET, full - 4 * (50.0 - EDGE), scratch)
+    scratch_score = [
+        local_score(grams, sizes, 4, np.append(np.delete([0, 1, 2, 3], a), 0), 3, 50.0, TARGET, scratch) for a in range(4)
+    ]
+    assert place == int(np.argmax(scratch_score)) and value == pytest.approx(max(scratch_score), abs=1e-4)
+    kept[:] = True
+    assert best_removal(grams, sizes, 4, parents, 4, kept, 50.0, TARGET, full, scratch)[1] == -1
