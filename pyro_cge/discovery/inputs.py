@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +95,9 @@ def samples(x: Any, env: ArrayLike | None = None, *, control: Any = None, layer:
     result = Samples(values, codes, names, levels)
     small = [level for level, size in zip(levels, result.sizes, strict=True) if size < 2]
     if small:
-        raise DataError(f"environments with a single sample have no variance: {_some(small)}; leave them out or merge them")
+        raise DataError(
+            f"environments with a single sample have no variance: {_some(small)}; leave them out or merge them"
+        )
     flat = [name for name, sd in zip(names, values[codes == 0].std(0), strict=True) if sd < 1e-12]
     if flat:
         raise DataError(f"columns that are constant in the reference {levels[0]!r}: {_some(flat)}; leave them out")
@@ -108,11 +111,15 @@ def _check_columns(values: Array, names: list[str]) -> None:
     if d < 2:
         raise DataError(f"a graph needs at least 2 columns, got {d}")
     if len(set(names)) < d:
-        raise DataError(f"column names must differ, repeated: {_some(sorted({g for g in names if names.count(g) > 1}))}")
+        raise DataError(
+            f"column names must differ, repeated: {_some(sorted({g for g in names if names.count(g) > 1}))}"
+        )
     bad = ~np.isfinite(values)
     if bad.any():
         rows = np.flatnonzero(bad.any(1))
-        raise DataError(f"{int(bad.sum())} values are not finite, the first in row {rows[0]}, column {names[bad[rows[0]].argmax()]!r}")
+        raise DataError(
+            f"{int(bad.sum())} values are not finite, the first in row {rows[0]}, column {names[bad[rows[0]].argmax()]!r}"
+        )
     centred = values - values.mean(0)
     norm = np.sqrt((centred**2).sum(0))
     constant = [name for name, value in zip(names, norm, strict=True) if value < 1e-12]
@@ -121,7 +128,7 @@ def _check_columns(values: Array, names: list[str]) -> None:
     # Equal columns have equal projections on random directions, up to sign: no d × d matrix is needed to find them.
     probe = np.random.default_rng(0).standard_normal((2, n)) @ (centred / norm)
     order = np.argsort(np.abs(probe[0]))
-    for a, b in zip(order[:-1], order[1:], strict=True):
+    for a, b in itertools.pairwise(order):
         if np.abs(np.abs(probe[:, a]) - np.abs(probe[:, b])).max() < 1e-9 * np.sqrt(n):
             r = float((centred[:, a] * centred[:, b]).sum() / (norm[a] * norm[b]))
             if abs(r) > SAME:

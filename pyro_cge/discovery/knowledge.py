@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError
 
 Edge = tuple[str, str]
-FREE, FORBIDDEN, REQUIRED = 0, 1, 2
+FORBIDDEN, REQUIRED = 1, 2  # 0: free
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,13 @@ class Knowledge:
 
         def at(name: str) -> int:
             if name not in place:
-                raise ConfigError(f"prior knowledge names {name!r}, which is not among the {d} genes (such as {genes[0]!r})")
+                raise ConfigError(
+                    f"prior knowledge names {name!r}, which is not among the {d} genes (such as {genes[0]!r})"
+                )
             return place[name]
 
-        for a, b in self.forbidden:
-            table[at(a), at(b)] = FORBIDDEN
+        for cause, effect in self.forbidden:
+            table[at(cause), at(effect)] = FORBIDDEN
         for name in self.roots:
             table[:, at(name)] = FORBIDDEN
         for name in self.leaves:
@@ -75,12 +77,14 @@ class Knowledge:
         for later in range(len(levels)):
             for earlier in range(later):
                 table[np.ix_(levels[later], levels[earlier])] = FORBIDDEN
-        required = [(at(a), at(b)) for a, b in self.required]
+        required = [(at(cause), at(effect)) for cause, effect in self.required]
         for a, b in required:
             if a == b:
                 raise ConfigError(f"{genes[a]!r} cannot be its own cause")
             if table[a, b] == FORBIDDEN:
-                raise ConfigError(f"the edge {genes[a]!r} → {genes[b]!r} is required and forbidden (perhaps by a tier, root or leaf)")
+                raise ConfigError(
+                    f"the edge {genes[a]!r} → {genes[b]!r} is required and forbidden (perhaps by a tier, root or leaf)"
+                )
         graph = nx.DiGraph(required)
         if not nx.is_directed_acyclic_graph(graph):
             loop = " → ".join(genes[a] for a, _ in nx.find_cycle(graph))

@@ -13,15 +13,22 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from .knowledge import FORBIDDEN, REQUIRED
 from .scores import Array, best_addition, best_removal, local_score
 
 Parents = NDArray[np.int64]
-FREE, FORBIDDEN, REQUIRED = 0, 1, 2  # what prior knowledge says of an edge
 
 
 @njit(cache=True)
 def _refit(
-    data: tuple, node: int, parents: Parents, k: int, place: Parents, limit: int, knowledge: NDArray[np.int8], now: float
+    data: tuple,
+    node: int,
+    parents: Parents,
+    k: int,
+    place: Parents,
+    limit: int,
+    knowledge: NDArray[np.int8],
+    now: float,
 ) -> tuple[float, int]:
     """Grow and shrink the parents (in place) until nothing helps: new score and number.
 
@@ -43,9 +50,7 @@ def _refit(
                     candidates[free] = i
                     free += 1
         while k < most and free > 0:
-            score, chosen = best_addition(
-                grams, sizes, node, parents, k, candidates[:free], edge, target, now, scratch
-            )
+            score, chosen = best_addition(grams, sizes, node, parents, k, candidates[:free], edge, target, now, scratch)
             if chosen < 0:
                 break
             parents[k] = chosen
@@ -69,7 +74,14 @@ def _refit(
 
 @njit(cache=True)
 def _gain(
-    data: tuple, node: int, parents: Parents, k: int, new: int, place: Parents, limit: int, knowledge: NDArray[np.int8],
+    data: tuple,
+    node: int,
+    parents: Parents,
+    k: int,
+    new: int,
+    place: Parents,
+    limit: int,
+    knowledge: NDArray[np.int8],
     now: float,
 ) -> tuple[float, int]:
     """``new`` is now among the candidates: if it helps, grow and shrink from there."""
@@ -87,7 +99,14 @@ def _gain(
 
 @njit(cache=True)
 def _loss(
-    data: tuple, node: int, parents: Parents, k: int, gone: int, place: Parents, limit: int, knowledge: NDArray[np.int8],
+    data: tuple,
+    node: int,
+    parents: Parents,
+    k: int,
+    gone: int,
+    place: Parents,
+    limit: int,
+    knowledge: NDArray[np.int8],
     now: float,
 ) -> tuple[float, int]:
     """``gone`` is no candidate any more: if it was a parent, go on without it."""
@@ -102,8 +121,15 @@ def _loss(
 
 @njit(cache=True)
 def _step(
-    data: tuple, order: Parents, place: Parents, at: int, step: int, parents: NDArray[np.int64], counts: Parents,
-    scores: Array, knowledge: NDArray[np.int8],
+    data: tuple,
+    order: Parents,
+    place: Parents,
+    at: int,
+    step: int,
+    parents: NDArray[np.int64],
+    counts: Parents,
+    scores: Array,
+    knowledge: NDArray[np.int8],
 ) -> None:
     """Swap the node at ``at`` with its neighbour (in place): the two are all whose parents change."""
     first, second = (order[at - 1], order[at]) if step < 0 else (order[at], order[at + 1])
@@ -120,8 +146,15 @@ def _step(
 
 @njit(cache=True)
 def _reinsert(
-    data: tuple, order: Parents, place: Parents, node: int, parents: NDArray[np.int64], counts: Parents, scores: Array,
-    knowledge: NDArray[np.int8], before: NDArray[np.bool_],
+    data: tuple,
+    order: Parents,
+    place: Parents,
+    node: int,
+    parents: NDArray[np.int64],
+    counts: Parents,
+    scores: Array,
+    knowledge: NDArray[np.int8],
+    before: NDArray[np.bool_],
 ) -> bool:
     """Walk the node to both sides, and leave it where the total score is best. Whether it moved."""
     d, home = len(order), place[node]
@@ -170,7 +203,12 @@ def _reinsert(
 
 @njit(cache=True)
 def _start(
-    data: tuple, order: Parents, place: Parents, parents: NDArray[np.int64], counts: Parents, scores: Array,
+    data: tuple,
+    order: Parents,
+    place: Parents,
+    parents: NDArray[np.int64],
+    counts: Parents,
+    scores: Array,
     knowledge: NDArray[np.int8],
 ) -> None:
     """Parents of every node from scratch, given the order."""
@@ -188,8 +226,15 @@ def _start(
 
 @njit(cache=True)
 def search(
-    data: tuple, order: Parents, knowledge: NDArray[np.int8], before: NDArray[np.bool_], most: int, sweeps: int,
-    restarts: int, shakes: int, seed: int,
+    data: tuple,
+    order: Parents,
+    knowledge: NDArray[np.int8],
+    before: NDArray[np.bool_],
+    most: int,
+    sweeps: int,
+    restarts: int,
+    shakes: int,
+    seed: int,
 ) -> tuple[Parents, NDArray[np.int64], Parents, Array]:
     """Order, parents, their numbers and local scores of the best order found."""
     np.random.seed(seed)

@@ -82,9 +82,7 @@ def column(gram: Array, parents: NDArray[np.int64], k: int, node: int) -> Array:
 
 
 @njit(cache=True)
-def _residual(
-    gram: Array, n: float, node: int, parents: NDArray[np.int64], k: int
-) -> tuple[Array, Array, float]:
+def _residual(gram: Array, n: float, node: int, parents: NDArray[np.int64], k: int) -> tuple[Array, Array, float]:
     """Factor of the parents' Gram matrix, products with the node in its terms, and the node's residual sum of squares."""
     low = cholesky(block(gram, parents, k), k + 1, 1e-9 * n)
     half = forward(low, column(gram, parents, k, node))
@@ -138,7 +136,7 @@ def local_score(
 def _left(gram: Array, right: Array, square: float, ridge: float) -> float:
     """Residual sum of squares of a regression, from its normal equations."""
     half = forward(cholesky(gram, len(right), ridge), right)
-    return max(square - half @ half, TINY)
+    return max(square - float(half @ half), TINY)
 
 
 @njit(cache=True)

@@ -90,7 +90,9 @@ def test_scale_and_place_of_columns_do_not_matter():
     scaled = OrderSearch().fit(x * np.logspace(-3, 3, 8) + 5)
     assert nx.utils.graphs_equal(first.essential_graph_, scaled.essential_graph_)
     assert first.score_ == pytest.approx(scaled.score_, rel=1e-6)
-    shuffled = OrderSearch().fit(pd.DataFrame(x, columns=[f"x{j}" for j in range(8)])[[f"x{j}" for j in (3, 1, 0, 7, 6, 5, 2, 4)]])
+    shuffled = OrderSearch().fit(
+        pd.DataFrame(x, columns=[f"x{j}" for j in range(8)])[[f"x{j}" for j in (3, 1, 0, 7, 6, 5, 2, 4)]]
+    )
     assert set(first.essential_graph_.edges) == set(shuffled.essential_graph_.edges)
 
 
@@ -116,7 +118,9 @@ def test_prior_knowledge_holds_exactly(seed):
     names = [f"x{j}" for j in range(8)]
     order = list(nx.topological_sort(nx.from_numpy_array(adjacency, create_using=nx.DiGraph)))
     last, first = names[order[-1]], names[order[0]]
-    known = Knowledge(required=[(last, first)], forbidden=[(names[1], names[2])], tiers=[[names[3], names[4]], [names[5]]])
+    known = Knowledge(
+        required=[(last, first)], forbidden=[(names[1], names[2])], tiers=[[names[3], names[4]], [names[5]]]
+    )
     found = OrderSearch(knowledge=known, restarts=3).fit(x)
     assert found.graph_.has_edge(last, first), "although the truth is the other way"
     assert not found.graph_.has_edge(names[1], names[2])
@@ -185,7 +189,9 @@ def test_a_control_that_is_not_there_is_refused():
         OrderSearch().fit(good(), control="z")
 
 
-@pytest.mark.parametrize("options", [{"penalty": 0}, {"target_penalty": -1}, {"restarts": -1}, {"max_parents": 0}, {"gamma": -1}])
+@pytest.mark.parametrize(
+    "options", [{"penalty": 0}, {"target_penalty": -1}, {"restarts": -1}, {"max_parents": 0}, {"gamma": -1}]
+)
 def test_bad_settings_are_refused(options):
     with pytest.raises(ConfigError):
         OrderSearch(**options)
@@ -203,12 +209,16 @@ def test_anndata_and_environment_data_are_read():
     import pyro_cge as cge
 
     x, env, _, _ = with_targets(0)
-    table = anndata.AnnData(x, obs=pd.DataFrame({"drug": [f"d{e}" for e in env]}, index=[str(i) for i in range(len(x))]))
+    table = anndata.AnnData(
+        x, obs=pd.DataFrame({"drug": [f"d{e}" for e in env]}, index=[str(i) for i in range(len(x))])
+    )
     table.var_names = [f"gene {j}" for j in range(8)]
     one = OrderSearch(restarts=0).fit(table, "drug", control="d0")
     two = OrderSearch(restarts=0).fit(x, env, control=0)
     assert (one.adjacency_ == two.adjacency_).all() and one.genes_ == list(table.var_names)
-    truth = cge.simulate.independent(n_latents=2, n_genes=4, environments=cge.simulate.one_per_latent(2, value=3.0), seed=0)
+    truth = cge.simulate.independent(
+        n_latents=2, n_genes=4, environments=cge.simulate.one_per_latent(2, value=3.0), seed=0
+    )
     data = truth.sample(50, seed=0)
     three = OrderSearch(restarts=0).fit(data)
     assert three.genes_ == list(data.gene_names) and three.environments_[0] == data.env_names[data.control[0]]

@@ -81,7 +81,8 @@ def test_additions_and_removals_are_the_best_ones(environments):
     kept = np.zeros(5, dtype=bool)
     value, place = best_removal(grams, sizes, 4, parents, 4, kept, 50.0, TARGET, full - 4 * (50.0 - EDGE), scratch)
     scratch_score = [
-        local_score(grams, sizes, 4, np.append(np.delete([0, 1, 2, 3], a), 0), 3, 50.0, TARGET, scratch) for a in range(4)
+        local_score(grams, sizes, 4, np.append(np.delete([0, 1, 2, 3], a), 0), 3, 50.0, TARGET, scratch)
+        for a in range(4)
     ]
     assert place == int(np.argmax(scratch_score)) and value == pytest.approx(max(scratch_score), abs=1e-4)
     kept[:] = True
