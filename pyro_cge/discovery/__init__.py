@@ -3,6 +3,18 @@
 from .equivalence import d_separated, essential_graph
 from .knowledge import Knowledge
 from .order_search import OrderSearch
+from .results import edge_table, named_graph, write_graph
 from .trees import TreeClass, changed_causes, trees_of
 
-__all__ = ["Knowledge", "OrderSearch", "TreeClass", "changed_causes", "d_separated", "essential_graph", "trees_of"]
+__all__ = [
+    "Knowledge",
+    "OrderSearch",
+    "TreeClass",
+    "changed_causes",
+    "d_separated",
+    "edge_table",
+    "essential_graph",
+    "named_graph",
+    "trees_of",
+    "write_graph",
+]

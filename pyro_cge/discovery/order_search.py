@@ -12,10 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError
 from .equivalence import essential_graph
-from .inputs import Array, Samples, samples
+from .inputs import Samples, samples
 from .knowledge import REQUIRED, Knowledge, precedence
+from .results import named_graph
 
-MOST = 40  # parents of a node, unless asked otherwise
+MOST = 100  # parents of a node, unless asked otherwise
 
 
 class OrderSearch:
@@ -42,7 +43,7 @@ class OrderSearch:
     restarts : int
         Times the best order is shaken and improved again. Environments leave so few local optima that 0 is enough.
     max_parents : int, optional
-        Default: a third of the reference's samples, at most 40.
+        Default: a third of the reference's samples, at most 100.
     knowledge : Knowledge, optional
         Forbidden and required edges, tiers: enforced exactly.
     random_state : int
@@ -151,13 +152,6 @@ class OrderSearch:
             coefficients = np.linalg.lstsq(gram[np.ix_(rows, rows)], gram[rows, j], rcond=None)[0][:-1]
             self.weights_[parents, j] = coefficients * scale[j] / scale[parents]
         self.targets_ = pd.DataFrame(targets, index=data.environments, columns=data.genes)
-        self.graph_ = _named(self.adjacency_, data.genes, self.weights_)
+        self.graph_ = named_graph(self.adjacency_, data.genes, weight=self.weights_)
         sets = [{gene for gene in data.genes if row[gene]} for _, row in self.targets_.iloc[1:].iterrows()]
         self.essential_graph_ = essential_graph(self.graph_, [chosen for chosen in sets if chosen])
-
-
-def _named(adjacency: NDArray[np.int64], genes: list[str], weights: Array) -> nx.DiGraph:
-    graph = nx.DiGraph()
-    graph.add_nodes_from(genes)
-    graph.add_edges_from((genes[i], genes[j], {"weight": float(weights[i, j])}) for i, j in zip(*np.nonzero(adjacency)))
-    return graph
