@@ -1,0 +1,96 @@
+"""The law of genes in a linear structural causal model, as a Pyro distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+
+
+class LinearSEM(dist.TorchDistribution):
+    """``x_j = gain_j Σ_i x_i W[i, j] + u_j`` with independent noise ``u_j ~ noise(loc_j, scale_j)``.
+
+    ::
+
+        log p(x) = Σ_j log noise(x_j − gain_j (xW)_j | loc_j, scale_j) + log |det(I − W diag(gain))|
+
+    The determinant is 1 for an acyclic ``W``. ``gain`` is what an intervention leaves of the parents' effects: 0 for a hard
+    one; with ``loc`` and ``scale`` it varies over samples while ``W`` is shared.
+
+    Parameters
+    ----------
+    W : Tensor ``[..., d, d]``
+        ``W[i, j] ≠ 0`` means ``i → j``.
+    loc, scale, gain : Tensor ``[..., d]``
+        Defaults 0, 1, 1.
+    noise : callable
+        ``(loc, scale) → distribution`` of each gene's noise.
+    acyclic : bool
+        ``W`` is known to be acyclic: the determinant is not computed.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real_vector
+
+    def __init__(
+        self,
+        W: Tensor,
+        loc: Tensor | float = 0.0,
+        scale: Tensor | float = 1.0,
+        *,
+        gain: Tensor | None = None,
+        noise: Callable[[Tensor, Tensor], Any] = dist.Normal,
+        acyclic: bool = False,
+        validate_args: bool | None = None,
+    ) -> None:
+        d = W.shape[-1]
+        if W.dim() < 2 or W.shape[-2] != d:
+            raise ValueError(f"W must be [..., d, d], got {list(W.shape)}")
+        loc, scale = (torch.as_tensor(value, dtype=W.dtype, device=W.device) for value in (loc, scale))
+        rows = [part.shape for part in (loc, scale, gain) if part is not None and part.dim()]
+        shape = torch.broadcast_shapes((*W.shape[:-2], d), *rows)
+        self.W, self.gain, self.acyclic = W, gain, acyclic
+        self.noise = noise(loc.expand(shape), scale.expand(shape))
+        self.has_rsample = self.noise.has_rsample
+        super().__init__(shape[:-1], shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> LinearSEM:
+        new = self._get_checked_instance(LinearSEM, _instance)
+        new.W, new.gain, new.acyclic = self.W, self.gain, self.acyclic
+        new.has_rsample = self.has_rsample
+        new.noise = self.noise.expand(torch.Size(batch_shape) + self.event_shape)
+        super(LinearSEM, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        density = self.noise.log_prob(value - self._effects(value)).sum(-1)
+        return density if self.acyclic else density + torch.linalg.slogdet(self._matrix())[1]
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self.solve(self.noise.rsample(sample_shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            return self.solve(self.noise.sample(sample_shape))
+
+    def solve(self, u: Tensor) -> Tensor:
+        """Genes ``x [..., d]`` of the noise ``u [..., d]``: ``x = u (I − W diag(gain))⁻¹``."""
+        A = self._matrix()
+        if A.dim() == 2:
+            return torch.linalg.solve(A, u.reshape(-1, u.shape[-1]), left=False).reshape(u.shape)
+        return torch.linalg.solve(A.transpose(-1, -2), u.unsqueeze(-1)).squeeze(-1)
+
+    def _effects(self, value: Tensor) -> Tensor:
+        flat = self.W.dim() == 2
+        effects = value @ self.W if flat else (value.unsqueeze(-2) @ self.W).squeeze(-2)
+        return effects if self.gain is None else effects * self.gain
+
+    def _matrix(self) -> Tensor:
+        W = self.W if self.gain is None else self.W * self.gain.unsqueeze(-2)
+        return torch.eye(W.shape[-1], dtype=W.dtype, device=W.device) - W
