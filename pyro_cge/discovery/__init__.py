@@ -1,13 +1,17 @@
 """Causal structure: among known causes, or among genes, from environments with known or unknown targets."""
 
+from .edge_prior import EdgePrior
 from .equivalence import d_separated, essential_graph
 from .knowledge import Knowledge
+from .order_dag import OrderDAG
 from .order_search import OrderSearch
 from .results import edge_table, named_graph, write_graph
 from .trees import TreeClass, changed_causes, trees_of
 
 __all__ = [
+    "EdgePrior",
     "Knowledge",
+    "OrderDAG",
     "OrderSearch",
     "TreeClass",
     "changed_causes",
