@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -18,14 +17,13 @@ from ..errors import ConfigError
 from ..seeds import isolated
 from .distributions import LinearSEM
 from .edge_prior import EdgePrior
+from .graph_posterior import GraphPosterior, candidates, certain, sample_graph
 from .inputs import Array, samples
-from .knowledge import FORBIDDEN, REQUIRED, Knowledge
+from .knowledge import Knowledge
 from .order_search import OrderSearch
 from .results import named_graph
 
-EXACT = 16  # genes up to which orders are summed over, not walked over
 LEARNING = 4  # rounds in which the density of edges is learned
-SWEEPS = 3  # of the Markov chain, from draw to draw
 WIDTHS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.5, 7.0, 10.0)  # of the slab, of which the evidence chooses
 
 
@@ -80,7 +78,6 @@ class OrderDAG(nn.Module):
     logits: nn.Parameter
     gram: Tensor
     rho: Tensor
-    orders: Tensor
 
     def __init__(
         self,
@@ -107,11 +104,8 @@ class OrderDAG(nn.Module):
     def model(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Genes ``x [n, d]``, standardised; without data, ``n`` new rows."""
         self._started()
-        d = len(self.genes_)
         t = 1 / self.slab_**2
-        potential = pyro.sample("potential", dist.Normal(self.gram.new_zeros(d), 1.0).to_event(1))
-        along = potential.unsqueeze(-1) < potential.unsqueeze(-2)
-        edge = pyro.sample("edge", dist.Bernoulli(torch.where(along, self.rho, 0.0)).to_event(2))
+        edge = sample_graph(self.rho)
         shape = (3 + edge.sum(-2)) / 2
         variance = pyro.sample("noise_variance", dist.InverseGamma(shape, shape.new_tensor(t / 2)).to_event(1))
         W = pyro.sample("W", dist.Normal(torch.zeros_like(edge), (variance / t).sqrt().unsqueeze(-2)).to_event(2))
@@ -122,25 +116,7 @@ class OrderDAG(nn.Module):
     def guide(self, x: Tensor | None = None, n: int | None = None) -> None:
         """The posterior; its one parameter are the logits of the orders drawn (equal to begin with)."""
         self._started()
-        from .orders import draw_parents
-
-        d = len(self.genes_)
-        which = pyro.sample("which", dist.Categorical(logits=self.logits), infer={"is_auxiliary": True})
-        # Normal potentials sorted into this order: the density is d! times that of independent ones.
-        sorted_ = torch.randn((*which.shape, d), dtype=self.gram.dtype, device=self.gram.device).sort(-1)[0]
-        orders = self.orders[which]
-        potential = torch.empty_like(sorted_).scatter_(-1, orders, sorted_)
-        log_q = math.lgamma(d + 1) - 0.5 * (potential**2 + math.log(2 * math.pi)).sum(-1)
-        pyro.sample("potential", dist.Delta(potential, log_q, event_dim=1))
-        seeds = torch.randint(2**31, which.shape).flatten().tolist()
-        rows = orders.reshape(-1, d).cpu().numpy()
-        drawn = [
-            draw_parents(self._weight, self._near, self._counts, row, seed)
-            for row, seed in zip(rows, seeds, strict=True)
-        ]
-        edge = torch.from_numpy(np.stack([edges for edges, _ in drawn])).to(self.gram).reshape((*which.shape, d, d))
-        log_q = torch.tensor([q for _, q in drawn]).to(self.gram).reshape(which.shape)
-        edge = pyro.sample("edge", dist.Delta(edge, log_q, event_dim=2))
+        edge = self._graphs.sample(self.logits)
         variance_law, weights_law = self._conjugate(edge)
         variance = pyro.sample("noise_variance", variance_law.to_event(1))
         by_effect = weights_law(variance).to_event(1)  # one row an effect
@@ -182,21 +158,22 @@ class OrderDAG(nn.Module):
         best = OrderSearch(knowledge=self.knowledge, random_state=self.random_state).fit(X)
         self.genes_, self.n_, x = data.genes, len(data.x), data.scaled
         gram = x.T @ x
-        self._near, self._counts = _candidates(gram / self.n_, best.adjacency_, table, self.candidates)
+        near, counts = candidates(gram / self.n_, best.adjacency_, table, self.candidates)
 
         def evidence(slab: float) -> float:
             parents = [np.flatnonzero(best.adjacency_[:, j]) for j in range(data.d)]
             return sum(gaussian_evidence(gram, self.n_, j, p, len(p), 3.0, slab**-2) for j, p in enumerate(parents))
 
         self.slab_ = max(WIDTHS, key=evidence) if self.slab is None else self.slab
-        tables = evidence_tables(gram, self.n_, self._near, self._counts, 3.0, self.slab_**-2)
-        orders = np.array([[data.genes.index(gene) for gene in best.order_]])
+        tables = evidence_tables(gram, self.n_, near, counts, 3.0, self.slab_**-2)
+        start = np.array([data.genes.index(gene) for gene in best.order_])
         for prior, draws in self._priors(best.adjacency_):
-            orders = self._orders(tables, prior, table, orders[-1], draws)
+            self._graphs = GraphPosterior(tables, near, counts, prior, table, start, draws, self.random_state)
+            start = self._graphs.orders[-1]
         device = self.logits.device if hasattr(self, "logits") else torch.device("cpu")
-        for name, value in (("gram", gram), ("rho", _certain(prior, table)), ("orders", orders)):
-            self.register_buffer(name, torch.as_tensor(value, device=device))
-        self.logits = nn.Parameter(torch.zeros(len(orders), dtype=torch.double, device=device))
+        self.register_buffer("gram", torch.as_tensor(gram, device=device))
+        self.register_buffer("rho", torch.as_tensor(certain(prior, table), device=device))
+        self.logits = nn.Parameter(torch.zeros(self.draws, dtype=torch.double, device=device))
         return self
 
     def _priors(self, adjacency: NDArray[np.int64]) -> Iterator[tuple[Array, int]]:
@@ -210,30 +187,14 @@ class OrderDAG(nn.Module):
             edges, pairs = adjacency.sum(), d * (d - 1) / 2
             for _ in range(LEARNING):
                 yield np.full((d, d), (edges + 1) / (pairs + 2)), max(1, self.draws // 10)
-                edges = self.edge_probabilities_.sum()
+                edges = self._graphs.edge_probabilities.sum()
             yield np.full((d, d), (edges + 1) / (pairs + 2)), self.draws
-
-    def _orders(
-        self, tables: Array, prior: Array, table: NDArray[np.int8], start: NDArray[np.int64], draws: int
-    ) -> NDArray[np.int64]:
-        """Orders drawn under a prior, and the edge probabilities they give."""
-        from .orders import edge_marginals, exact_orders, gibbs_orders, subset_sums
-
-        absent = np.where(table == 0, np.log1p(-prior), 0.0)
-        self._weight = _prior_weight(tables, prior, table, self._near, self._counts)
-        total = subset_sums(self._weight, self._counts)
-        if len(start) <= EXACT:
-            orders = exact_orders(total, self._near, self._counts, absent, draws, self.random_state)[0]
-        else:
-            orders = gibbs_orders(total, self._near, self._counts, absent, start, draws, SWEEPS, self.random_state)
-        self.edge_probabilities_ = edge_marginals(total, self._near, self._counts, orders)
-        return orders
 
     def fit(self, X: Any) -> OrderDAG:
         """Posterior of a graph given observations; see :meth:`start`."""
         self.start(X)
         data = samples(X)
-        self.adjacency_ = best_dag(self.edge_probabilities_, self.orders.cpu().numpy())
+        self.edge_probabilities_, self.adjacency_ = self._graphs.edge_probabilities, self._graphs.best_dag()
         drawn = self.posterior(200)
         scale = data.x[data.env == 0].std(0)
         mean = (drawn["W"] * drawn["edge"]).mean(0).cpu().numpy()
@@ -252,53 +213,5 @@ class OrderDAG(nn.Module):
         return {name: torch.stack([cast(Tensor, trace.nodes[name]["value"]) for trace in traces]) for name in names}
 
     def _started(self) -> None:
-        if not hasattr(self, "orders"):
+        if not hasattr(self, "logits"):
             raise ConfigError("OrderDAG has seen no data yet: call start(X) or fit(X) first")
-
-
-def _candidates(
-    correlation: Array, adjacency: NDArray[np.int64], table: NDArray[np.int8], most: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Possible parents of each gene ``[d, m]``, required ones first, then neighbours, then the largest partial correlations."""
-    d = len(correlation)
-    inverse = np.linalg.inv(correlation + 1e-3 * np.eye(d))
-    scale = np.sqrt(inverse.diagonal())
-    rank = np.abs(inverse / scale / scale[:, None]) + 2 * (adjacency | adjacency.T) + 4 * (table == REQUIRED)
-    rank[table == FORBIDDEN] = -1
-    m = min(most, d - 1)
-    near = np.argsort(-rank, axis=0, kind="stable")[:m].T.copy()
-    counts = np.minimum((table != FORBIDDEN).sum(0), m)
-    return near.astype(np.int64), counts.astype(np.int64)
-
-
-def _certain(prior: Array, table: NDArray[np.int8]) -> Array:
-    """Edge probabilities ``[d, d]`` with forbidden ones at 0 and required ones at 1."""
-    return np.where(table == FORBIDDEN, 0.0, np.where(table == REQUIRED, 1.0, prior))
-
-
-def _prior_weight(
-    evidences: Array,
-    prior: Array,
-    table: NDArray[np.int8],
-    near: NDArray[np.int64],
-    counts: NDArray[np.int64],
-) -> Array:
-    """Evidence plus prior log odds of each parent set ``[d, 2^m]``; sets without a required parent have none."""
-    weight, subsets = evidences.copy(), np.arange(evidences.shape[1])
-    for j in range(len(weight)):
-        for a, i in enumerate(near[j, : counts[j]]):
-            has = (subsets >> a & 1).astype(bool)
-            if table[i, j] == REQUIRED:
-                weight[j, ~has] = -np.inf
-            else:
-                weight[j, has] += math.log(prior[i, j]) - math.log1p(-prior[i, j])
-    return weight
-
-
-def best_dag(probability: Array, orders: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Edges more probable than not, along the order that keeps most of them: ``[d, d]``, acyclic."""
-    gain = np.maximum(probability - 0.5, 0)
-    rank = np.argsort(np.unique(orders, axis=0), axis=1)
-    kept = [float(gain[row[:, None] < row].sum()) for row in rank]
-    row = rank[int(np.argmax(kept))]
-    return ((row[:, None] < row) & (gain > 0)).astype(np.int64)

@@ -15,7 +15,7 @@ from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
 
 from pyro_cge.discovery import EdgePrior, Knowledge, OrderDAG
-from pyro_cge.discovery.orders import edge_marginals, exact_orders, gaussian_evidence, gibbs_orders, subset_sums
+from pyro_cge.discovery.orders import edge_marginals, exact_orders, gaussian_evidence, gibbs_orders
 from pyro_cge.errors import ConfigError
 
 from .test_order_search import all_dags, linear
@@ -73,15 +73,11 @@ def test_gibbs_and_exact_orders_agree():
     """Edge probabilities of a chain of 4,000 draws and of independent ones differ by less than 0.05 (fails < 0.1 %)."""
     x, _ = linear(3, d=7, n=60)
     model = OrderDAG(density=0.3, draws=4000).start(x)
-    total = subset_sums(model._weight, model._counts)
-    absent = np.full((7, 7), math.log(0.7))
-    start = np.arange(7)
-    chain = gibbs_orders(total, model._near, model._counts, absent, start, 4000, 3, 1)
-    exact, _ = exact_orders(total, model._near, model._counts, absent, 4000, 2)
-    difference = edge_marginals(total, model._near, model._counts, chain) - edge_marginals(
-        total, model._near, model._counts, exact
-    )
-    assert np.abs(difference).max() < 0.05
+    graphs = model._graphs
+    of = graphs.total, graphs.near, graphs.counts
+    chain = edge_marginals(*of, gibbs_orders(*of, graphs.absent, np.arange(7), 4000, 3, 1))
+    exact = edge_marginals(*of, exact_orders(*of, graphs.absent, 4000, 2)[0])
+    assert np.abs(chain - exact).max() < 0.05
 
 
 def test_guide_is_the_exact_conditional_posterior():
