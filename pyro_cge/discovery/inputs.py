@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,10 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from ..data.environment import EnvironmentData
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 
 Array = NDArray[np.float64]
+UNKNOWN, SPARED, TARGET = 0, 1, 2  # whether an environment changes a gene's mechanism
 SAME = 1 - 1e-9  # correlation from which on two columns are one
 
 
@@ -102,6 +103,31 @@ def samples(x: Any, env: ArrayLike | None = None, *, control: Any = None, layer:
     if flat:
         raise DataError(f"columns that are constant in the reference {levels[0]!r}: {_some(flat)}; leave them out")
     return result
+
+
+def known_targets(targets: Mapping[Any, Collection[str]] | None, data: Samples) -> NDArray[np.int8]:
+    """``[E, d]``: 0 unknown, 1 not a target, 2 a target. An environment that is named has the targets named and no others.
+
+    Raises
+    ------
+    ConfigError
+        For names that are no environments or genes, and targets of the reference.
+    """
+    known = np.full((len(data.environments), data.d), UNKNOWN, dtype=np.int8)
+    known[0] = SPARED
+    for label, genes in (targets or {}).items():
+        strangers = [gene for gene in map(str, genes) if gene not in data.genes]
+        if str(label) not in data.environments or strangers:
+            what = f"genes {_some(strangers)}" if strangers else f"environment {label!r}"
+            raise ConfigError(f"targets name {what}, not in the data (environments {_some(data.environments)})")
+        e = data.environments.index(str(label))
+        if e == 0 and genes:
+            raise ConfigError(
+                f"{label!r} is the reference: what is done there cannot be told; name another as control="
+            )
+        known[e] = SPARED
+        known[e, [data.genes.index(str(gene)) for gene in genes]] = TARGET
+    return known
 
 
 def _check_columns(values: Array, names: list[str]) -> None:

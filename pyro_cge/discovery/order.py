@@ -34,7 +34,7 @@ def _refit(
 
     Candidates are the nodes whose ``place`` in the order is before ``limit``.
     """
-    grams, sizes, edge, target, scratch = data
+    grams, sizes, prices, scratch = data
     most = len(parents) - 1
     required = knowledge[:, node] == REQUIRED
     while True:
@@ -50,7 +50,7 @@ def _refit(
                     candidates[free] = i
                     free += 1
         while k < most and free > 0:
-            score, chosen = best_addition(grams, sizes, node, parents, k, candidates[:free], edge, target, now, scratch)
+            score, chosen = best_addition(grams, sizes, node, parents, k, candidates[:free], prices, now, scratch)
             if chosen < 0:
                 break
             parents[k] = chosen
@@ -62,7 +62,7 @@ def _refit(
                     free -= 1
                     break
         while k > 0:
-            score, drop = best_removal(grams, sizes, node, parents, k, required, edge, target, now, scratch)
+            score, drop = best_removal(grams, sizes, node, parents, k, required, prices, now, scratch)
             if drop < 0:
                 break
             parents[drop] = parents[k - 1]
@@ -85,12 +85,12 @@ def _gain(
     now: float,
 ) -> tuple[float, int]:
     """``new`` is now among the candidates: if it helps, grow and shrink from there."""
-    grams, sizes, edge, target, scratch = data
+    grams, sizes, prices, scratch = data
     if k >= len(parents) - 1 or knowledge[new, node] == FORBIDDEN:
         return now, k
     one = np.empty(1, dtype=np.int64)
     one[0] = new
-    score, chosen = best_addition(grams, sizes, node, parents, k, one, edge, target, now, scratch)
+    score, chosen = best_addition(grams, sizes, node, parents, k, one, prices, now, scratch)
     if chosen < 0:
         return now, k
     parents[k] = new
@@ -110,11 +110,11 @@ def _loss(
     now: float,
 ) -> tuple[float, int]:
     """``gone`` is no candidate any more: if it was a parent, go on without it."""
-    grams, sizes, edge, target, scratch = data
+    grams, sizes, prices, scratch = data
     for a in range(k):
         if parents[a] == gone:
             parents[a] = parents[k - 1]
-            now = local_score(grams, sizes, node, parents, k - 1, edge, target, scratch)
+            now = local_score(grams, sizes, node, parents, k - 1, prices, scratch)
             return _refit(data, node, parents, k - 1, place, limit, knowledge, now)
     return now, k
 
@@ -212,7 +212,7 @@ def _start(
     knowledge: NDArray[np.int8],
 ) -> None:
     """Parents of every node from scratch, given the order."""
-    grams, sizes, edge, target, scratch = data
+    grams, sizes, prices, scratch = data
     d = len(order)
     for node in range(d):
         k = 0
@@ -220,7 +220,7 @@ def _start(
             if knowledge[i, node] == REQUIRED:
                 parents[node, k] = i
                 k += 1
-        now = local_score(grams, sizes, node, parents[node], k, edge, target, scratch)
+        now = local_score(grams, sizes, node, parents[node], k, prices, scratch)
         scores[node], counts[node] = _refit(data, node, parents[node], k, place, place[node], knowledge, now)
 
 

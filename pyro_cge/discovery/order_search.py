@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import networkx as nx
@@ -11,8 +12,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError
+from .edge_prior import EdgePrior
 from .equivalence import essential_graph
-from .inputs import Samples, samples
+from .inputs import Array, Samples, known_targets, samples
 from .knowledge import REQUIRED, Knowledge, precedence
 from .results import named_graph
 
@@ -46,6 +48,8 @@ class OrderSearch:
         Default: a third of the reference's samples, at most 100.
     knowledge : Knowledge, optional
         Forbidden and required edges, tiers: enforced exactly.
+    prior : EdgePrior, optional
+        An edge's price falls by its prior log odds over those of edges not named.
     random_state : int
 
     Attributes
@@ -79,6 +83,7 @@ class OrderSearch:
         restarts: int = 20,
         max_parents: int | None = None,
         knowledge: Knowledge | None = None,
+        prior: EdgePrior | None = None,
         random_state: int = 0,
     ) -> None:
         for name, value in (("penalty", penalty), ("target_penalty", target_penalty)):
@@ -90,13 +95,25 @@ class OrderSearch:
             )
         self.penalty, self.target_penalty, self.gamma = penalty, target_penalty, gamma
         self.restarts, self.max_parents, self.knowledge = restarts, max_parents, knowledge
-        self.random_state = random_state
+        self.prior, self.random_state = prior, random_state
 
     def __repr__(self) -> str:
         return f"OrderSearch(penalty={self.penalty}, target_penalty={self.target_penalty}, restarts={self.restarts})"
 
-    def fit(self, X: Any, env: ArrayLike | str | None = None, *, control: Any = None) -> OrderSearch:
+    def fit(
+        self,
+        X: Any,
+        env: ArrayLike | str | None = None,
+        *,
+        control: Any = None,
+        targets: Mapping[Any, Collection[str]] | None = None,
+    ) -> OrderSearch:
         """Search the order; see :func:`~pyro_cge.discovery.inputs.samples` for what is accepted.
+
+        Parameters
+        ----------
+        targets : mapping of environments to genes, optional
+            Targets that are known. Those of environments not named are inferred.
 
         Raises
         ------
@@ -111,8 +128,8 @@ class OrderSearch:
         most = min(d - 1, max(1, int(data.sizes[0] // 3)), MOST) if self.max_parents is None else self.max_parents
         most = min(d - 1, max(most, int((table == REQUIRED).sum(0).max())))
         grams, log_n = data.grams(), math.log(n)
-        edge = 0.5 * self.penalty * log_n + 2 * self.gamma * math.log(d)
-        problem = (grams, data.sizes, edge, 0.5 * self.target_penalty * log_n, np.zeros(len(data.sizes), dtype=bool))
+        prices = (self._edge_prices(data), 0.5 * self.target_penalty * log_n, known_targets(targets, data))
+        problem = (grams, data.sizes, prices, np.zeros(len(data.sizes), dtype=bool))
         shakes = max(2, round(math.log(d)))
         order, parents, counts, scores = search(
             problem, self._start(table), table, precedence(table), most, 100, self.restarts, shakes, self.random_state
@@ -124,6 +141,15 @@ class OrderSearch:
             self.adjacency_[parents[j, : counts[j]], j] = 1
         self._profile(data, problem)
         return self
+
+    def _edge_prices(self, data: Samples) -> Array:
+        """What each edge costs in nats ``[d, d]``; a prior that favours it makes it cheaper."""
+        base = 0.5 * self.penalty * math.log(len(data.x)) + 2 * self.gamma * math.log(data.d)
+        if self.prior is None:
+            return np.full((data.d, data.d), base)
+        p = self.prior.matrix(data.genes)
+        np.fill_diagonal(p, self.prior.otherwise)
+        return base - np.log(p / (1 - p)) + math.log(self.prior.otherwise / (1 - self.prior.otherwise))
 
     def _start(self, table: NDArray[np.int8]) -> NDArray[np.int64]:
         """A random order in which required causes come first."""
@@ -138,14 +164,14 @@ class OrderSearch:
         """Targets, weights and graphs that go with the adjacency found."""
         from .scores import local_score
 
-        grams, sizes, edge, target, _ = problem
+        grams, sizes, prices, _ = problem
         targets = np.zeros((len(sizes), data.d), dtype=bool)
         self.weights_ = np.zeros((data.d, data.d))
         scale = data.x[data.env == 0].std(0)
         for j in range(data.d):
             parents = np.flatnonzero(self.adjacency_[:, j])
             chosen = np.zeros(len(sizes), dtype=bool)
-            local_score(grams, sizes, j, np.append(parents, 0), len(parents), edge, target, chosen)
+            local_score(grams, sizes, j, np.append(parents, 0), len(parents), prices, chosen)
             targets[:, j] = chosen
             gram = grams[~chosen].sum(0)
             rows = np.append(parents, data.d)

@@ -12,7 +12,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from .inputs import TARGET, UNKNOWN
+
 Array = NDArray[np.float64]
+# What an edge costs [d, d], what a parameter of a target costs, and which targets are known [E, d].
+Prices = tuple[Array, float, NDArray[np.int8]]
 TINY = 1e-10
 ALTERNATIONS = 8  # of fitting the reference mechanism and choosing targets; two or three are enough
 
@@ -96,24 +100,26 @@ def local_score(
     node: int,
     parents: NDArray[np.int64],
     k: int,
-    edge: float,
-    target: float,
+    prices: Prices,
     targets: NDArray[np.bool_],
 ) -> float:
     """Penalised log-likelihood of a node given its parents, unknown targets profiled out; larger is better.
 
     ::
 
-        −Σ_e n_e/2 (log σ_e² + 1)  −  edge · k  −  target · (k + 2) · #targets
+        −Σ_e n_e/2 (log σ_e² + 1)  −  Σ_parents edge[parent, node]  −  target · (k + 2) · #targets
 
     Environments that are no targets share coefficients, intercept and variance with environment 0, the reference; a
     target has its own (shift, scale and parents' effects may all differ). Which are targets is found by alternating,
     from two starts: fit the shared mechanism, then take whatever is better off on its own. Written into ``targets [E]``.
     """
-    count, size = len(sizes), k + 1
+    edge, target, known = prices
+    count, size, paid = len(sizes), k + 1, 0.0
+    for a in range(k):
+        paid += edge[parents[a], node]
     if count == 1:
         left = _residual(grams[0], sizes[0], node, parents, k)[2]
-        return -0.5 * sizes[0] * (math.log(left / sizes[0]) + 1) - edge * k
+        return -0.5 * sizes[0] * (math.log(left / sizes[0]) + 1) - paid
     parts, rights, squares = np.empty((count, size, size)), np.empty((count, size)), np.empty(count)
     alone, price = np.zeros(count), target * (k + 2)
     for e in range(count):
@@ -123,13 +129,14 @@ def local_score(
         alone[e] = -0.5 * sizes[e] * (math.log(left / sizes[e]) + 1) - price
     best, chosen = -np.inf, np.zeros(count, dtype=np.bool_)
     for start in range(2):  # from no targets, and from the reference alone
-        chosen[:] = start == 1
         chosen[0] = False
-        value = _profile(parts, rights, squares, sizes, alone, chosen)
+        for e in range(1, count):
+            chosen[e] = known[e, node] == TARGET or (start == 1 and known[e, node] == UNKNOWN)
+        value = _profile(parts, rights, squares, sizes, alone, known[:, node], chosen)
         if value > best:
             best = value
             targets[:] = chosen
-    return best - edge * k
+    return best - paid
 
 
 @njit(cache=True)
@@ -146,7 +153,13 @@ def _likelihood(gram: Array, right: Array, square: float, n: float) -> float:
 
 @njit(cache=True)
 def _profile(
-    parts: Array, rights: Array, squares: Array, sizes: Array, alone: Array, chosen: NDArray[np.bool_]
+    parts: Array,
+    rights: Array,
+    squares: Array,
+    sizes: Array,
+    alone: Array,
+    known: NDArray[np.int8],
+    chosen: NDArray[np.bool_],
 ) -> float:
     """Choose targets (in place) from where they are: first all at once, then one flip at a time. Likelihood less prices."""
     count = len(sizes)
@@ -166,6 +179,8 @@ def _profile(
         beta = backward(low, half)
         changed = False
         for e in range(1, count):
+            if known[e] != UNKNOWN:
+                continue
             left = squares[e] - 2 * (rights[e] @ beta) + beta @ (parts[e] @ beta)
             gain = alone[e] + 0.5 * sizes[e] * math.log(variance) + 0.5 * left / variance
             if (gain > 0) != chosen[e]:
@@ -182,6 +197,8 @@ def _profile(
     while True:
         flip, best = -1, shared
         for e in range(1, count):
+            if known[e] != UNKNOWN:
+                continue
             sign = 1.0 if chosen[e] else -1.0
             other = _likelihood(
                 gram + sign * parts[e], right + sign * rights[e], square + sign * squares[e], n + sign * sizes[e]
@@ -209,8 +226,7 @@ def best_addition(
     parents: NDArray[np.int64],
     k: int,
     candidates: NDArray[np.int64],
-    edge: float,
-    target: float,
+    prices: Prices,
     now: float,
     targets: NDArray[np.bool_],
 ) -> tuple[float, int]:
@@ -219,14 +235,14 @@ def best_addition(
     if len(sizes) > 1:
         for i in candidates:
             parents[k] = i
-            score = local_score(grams, sizes, node, parents, k + 1, edge, target, targets)
+            score = local_score(grams, sizes, node, parents, k + 1, prices, targets)
             if score > best:
                 best, chosen = score, i
         return best, chosen
     # One environment: what a candidate explains is its partial covariance with the node, given the parents.
-    gram, n = grams[0], sizes[0]
+    gram, n, edge = grams[0], sizes[0], prices[0]
     low, half, left = _residual(gram, n, node, parents, k)
-    row, largest = np.empty(k + 1), 1 - math.exp(-2 * edge / n)
+    row = np.empty(k + 1)
     for i in candidates:
         own, both = gram[i, i], gram[i, node]
         for a in range(k + 1):
@@ -238,10 +254,10 @@ def best_addition(
             both -= row[a] * half[a]
         if own > 1e-8 * gram[i, i]:
             share = both * both / (own * left)
-            if share > largest:
-                largest, chosen = share, i
-    if chosen >= 0:
-        best = now - 0.5 * n * math.log(max(1 - largest, TINY)) - edge
+            if 0.5 * n * share > (best - now + edge[i, node]) * (1 - share):  # what the logarithm below is at most
+                score = now - 0.5 * n * math.log(max(1 - share, TINY)) - edge[i, node]
+                if score > best:
+                    best, chosen = score, i
     return best, chosen
 
 
@@ -253,8 +269,7 @@ def best_removal(
     parents: NDArray[np.int64],
     k: int,
     kept: NDArray[np.bool_],
-    edge: float,
-    target: float,
+    prices: Prices,
     now: float,
     targets: NDArray[np.bool_],
 ) -> tuple[float, int]:
@@ -265,13 +280,13 @@ def best_removal(
             gone = parents[a]
             if not kept[gone]:
                 parents[a] = parents[k - 1]
-                score = local_score(grams, sizes, node, parents, k - 1, edge, target, targets)
+                score = local_score(grams, sizes, node, parents, k - 1, prices, targets)
                 parents[a] = gone
                 if score > best:
                     best, chosen = score, a
         return best, chosen
     # One environment: leaving out a parent adds β_a² / (G⁻¹)_aa to the residual sum of squares.
-    gram, n = grams[0], sizes[0]
+    gram, n, edge = grams[0], sizes[0], prices[0]
     low, half, left = _residual(gram, n, node, parents, k)
     beta, unit = backward(low, half), np.zeros(k + 1)
     for a in range(k):
@@ -279,7 +294,25 @@ def best_removal(
             unit[:] = 0.0
             unit[a] = 1.0
             inverse = forward(low, unit)
-            score = now - 0.5 * n * math.log(1 + beta[a] ** 2 / ((inverse @ inverse) * left)) + edge
+            score = now - 0.5 * n * math.log(1 + beta[a] ** 2 / ((inverse @ inverse) * left)) + edge[parents[a], node]
             if score > best:
                 best, chosen = score, a
     return best, chosen
+
+
+@njit(cache=True)
+def score_tables(
+    grams: Array, sizes: Array, candidates: NDArray[np.int64], counts: NDArray[np.int64], prices: Prices
+) -> Array:
+    """:func:`local_score` of every subset of every node's candidates ``[d, 2^m]``, subsets written as bits."""
+    d, m = candidates.shape
+    table, parents, targets = np.full((d, 1 << m), -np.inf), np.empty(m, dtype=np.int64), np.zeros(len(sizes), np.bool_)
+    for j in range(d):
+        for subset in range(1 << counts[j]):
+            k = 0
+            for a in range(counts[j]):
+                if subset >> a & 1:
+                    parents[k] = candidates[j, a]
+                    k += 1
+            table[j, subset] = local_score(grams, sizes, j, parents, k, prices, targets)
+    return table

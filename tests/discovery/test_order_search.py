@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyro_cge.discovery import Knowledge, OrderSearch, essential_graph
+from pyro_cge.discovery import EdgePrior, Knowledge, OrderSearch, essential_graph
 from pyro_cge.discovery.inputs import samples
 from pyro_cge.discovery.scores import local_score
 from pyro_cge.errors import ConfigError, DataError
@@ -60,10 +60,11 @@ def test_no_dag_scores_better(seed):
     """All 543 DAGs on four nodes."""
     x, _ = linear(seed)
     found = OrderSearch(restarts=5).fit(x)
-    data, edge = samples(x), np.log(len(x))
+    data = samples(x)
+    prices = (np.full((4, 4), np.log(len(x))), 1.0, np.zeros((1, 4), dtype=np.int8))
     grams, none = data.grams(), np.zeros(1, dtype=bool)
     local = {
-        (j, parents): local_score(grams, data.sizes, j, np.array([*parents, 0]), len(parents), edge, 1.0, none)
+        (j, parents): local_score(grams, data.sizes, j, np.array([*parents, 0]), len(parents), prices, none)
         for j in range(4)
         for k in range(4)
         for parents in itertools.combinations([i for i in range(4) if i != j], k)
@@ -230,3 +231,22 @@ def test_what_the_data_can_tell_is_said():
     x, _ = linear(3, d=6, n=2000)
     found = OrderSearch().fit(x)
     assert nx.utils.graphs_equal(found.essential_graph_, essential_graph(found.graph_))
+
+
+def test_known_targets_are_those_of_the_answer():
+    x, env, _, targets = with_targets(0)
+    known = {e: [f"x{j}" for j in np.flatnonzero(targets[e])] for e in (1, 2, 3)}
+    model = OrderSearch(restarts=0).fit(x, env, control=0, targets={**known, 3: ["x0"]})
+    np.testing.assert_array_equal(model.targets_.to_numpy()[1:3], targets[1:3])
+    assert list(model.targets_.columns[model.targets_.iloc[3]]) == ["x0"]
+    for wrong, message in (({"e9": ["x0"]}, "environment 'e9'"), ({1: ["y"]}, "genes 'y'"), ({0: ["x1"]}, "reference")):
+        with pytest.raises(ConfigError, match=message):
+            OrderSearch().fit(x, env, control=0, targets=wrong)
+
+
+def test_prior_decides_where_data_are_silent():
+    """Two equivalent graphs of two genes; the prior says which."""
+    x, _ = linear(1, d=2, degree=2)
+    for cause, effect in (("x0", "x1"), ("x1", "x0")):
+        prior = EdgePrior({(cause, effect): 0.5}, otherwise=0.05)
+        assert OrderSearch(prior=prior).fit(x).graph_.has_edge(cause, effect)

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from pyro_cge.discovery.inputs import samples
-from pyro_cge.discovery.scores import best_addition, best_removal, local_score
+from pyro_cge.discovery.scores import best_addition, best_removal, local_score, score_tables
 
 EDGE, TARGET = 3.0, 2.5
+
+
+def prices(environments, edge=EDGE, d=5):
+    return np.full((d, d), edge), TARGET, np.zeros((environments, d), dtype=np.int8)
 
 
 def problem(seed, environments, n=60, d=5):
@@ -36,7 +40,7 @@ def log_likelihood(data, rows, node, parents):
 def score(data, node, parents, targets=None):
     chosen = np.zeros(len(data.sizes), dtype=bool)
     padded = np.append(np.array(parents, dtype=np.int64), [0, 0])
-    value = local_score(data.grams(), data.sizes, node, padded, len(parents), EDGE, TARGET, chosen)
+    value = local_score(data.grams(), data.sizes, node, padded, len(parents), prices(len(data.sizes)), chosen)
     return value, chosen
 
 
@@ -72,18 +76,61 @@ def test_additions_and_removals_are_the_best_ones(environments):
     grams, sizes, scratch = data.grams(), data.sizes, np.zeros(environments, dtype=bool)
     parents = np.array([0, 1, 0, 0], dtype=np.int64)
     now, _ = score(data, 4, [0, 1])
-    value, chosen = best_addition(grams, sizes, 4, parents, 2, np.array([2, 3]), EDGE, TARGET, now, scratch)
+    value, chosen = best_addition(grams, sizes, 4, parents, 2, np.array([2, 3]), prices(environments), now, scratch)
     options = {i: score(data, 4, [0, 1, i])[0] for i in (2, 3)}
     best = max(options, key=options.get)
     assert (value, chosen) == (pytest.approx(options[best], abs=1e-5), best) if options[best] > now else chosen == -1
     full, _ = score(data, 4, [0, 1, 2, 3])
     parents = np.array([0, 1, 2, 3, 0], dtype=np.int64)
-    kept = np.zeros(5, dtype=bool)
-    value, place = best_removal(grams, sizes, 4, parents, 4, kept, 50.0, TARGET, full - 4 * (50.0 - EDGE), scratch)
+    kept, dear = np.zeros(5, dtype=bool), prices(environments, 50.0)
+    value, place = best_removal(grams, sizes, 4, parents, 4, kept, dear, full - 4 * (50.0 - EDGE), scratch)
     scratch_score = [
-        local_score(grams, sizes, 4, np.append(np.delete([0, 1, 2, 3], a), 0), 3, 50.0, TARGET, scratch)
-        for a in range(4)
+        local_score(grams, sizes, 4, np.append(np.delete([0, 1, 2, 3], a), 0), 3, dear, scratch) for a in range(4)
     ]
     assert place == int(np.argmax(scratch_score)) and value == pytest.approx(max(scratch_score), abs=1e-4)
     kept[:] = True
-    assert best_removal(grams, sizes, 4, parents, 4, kept, 50.0, TARGET, full, scratch)[1] == -1
+    assert best_removal(grams, sizes, 4, parents, 4, kept, dear, full, scratch)[1] == -1
+
+
+def test_each_edge_has_its_own_price():
+    data, scratch = problem(1, 1), np.zeros(1, dtype=bool)
+    edge, target, known = prices(1)
+    edge[0, 4], edge[1, 4] = 1.0, 200.0
+    parents = np.array([0, 1, 0], dtype=np.int64)
+    with_prices = local_score(data.grams(), data.sizes, 4, parents, 2, (edge, target, known), scratch)
+    assert with_prices == pytest.approx(score(data, 4, [0, 1])[0] + 2 * EDGE - 201.0)
+    now = local_score(data.grams(), data.sizes, 4, parents, 0, (edge, target, known), scratch)
+    value, chosen = best_addition(
+        data.grams(), data.sizes, 4, parents, 0, np.arange(4), (edge, target, known), now, scratch
+    )
+    options = {i: score(data, 4, [i])[0] + EDGE - edge[i, 4] for i in range(4)}
+    assert chosen == max(options, key=options.get) and value == pytest.approx(options[chosen], abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_known_targets_are_kept(seed):
+    data, chosen = problem(seed, 4), np.zeros(4, dtype=bool)
+    edge, target, known = prices(4)
+    known[1, 3], known[2, 3] = 2, 1
+    parents = np.array([0, 1, 0], dtype=np.int64)
+    value = local_score(data.grams(), data.sizes, 3, parents, 2, (edge, target, known), chosen)
+    assert chosen[1] and not chosen[2]
+    free, _ = score(data, 3, [0, 1])
+    assert value <= free + 1e-9
+    options = []
+    for last in (False, True):
+        alone = np.array([False, True, False, last])
+        options.append(
+            log_likelihood(data, ~alone[data.env], 3, [0, 1])
+            - 2 * EDGE
+            + sum(log_likelihood(data, data.env == e, 3, [0, 1]) - 4 * TARGET for e in np.flatnonzero(alone))
+        )
+    assert value == pytest.approx(max(options), abs=1e-2)
+
+
+def test_tables_hold_every_subset():
+    data = problem(2, 3)
+    near, counts = np.array([[1, 2], [0, 2], [4, 0], [0, 1], [2, 3]]), np.array([2, 1, 2, 0, 2])
+    table = score_tables(data.grams(), data.sizes, near, counts, prices(3))
+    assert table[4, 3] == score(data, 4, [2, 3])[0] and table[4, 2] == score(data, 4, [3])[0]
+    assert table[1, 0] == score(data, 1, [])[0] and np.isneginf(table[1, 2]) and np.isneginf(table[3, 1])
