@@ -2,6 +2,7 @@
 
 from .edge_prior import EdgePrior
 from .equivalence import d_separated, essential_graph
+from .interventional import InterventionalSCM
 from .knowledge import Knowledge
 from .order_dag import OrderDAG
 from .order_search import OrderSearch
@@ -10,6 +11,7 @@ from .trees import TreeClass, changed_causes, trees_of
 
 __all__ = [
     "EdgePrior",
+    "InterventionalSCM",
     "Knowledge",
     "OrderDAG",
     "OrderSearch",

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_cge.discovery.distributions import LinearSEM
+from pyro_cge.discovery.distributions import LinearSEM, LinearSEMMoments
 
 
 def upper(*shape: int) -> torch.Tensor:
@@ -57,3 +57,19 @@ def test_hard_intervention_cuts_parents():
 def test_wrong_shape_is_an_error():
     with pytest.raises(ValueError, match=r"W must be \[\.\.\., d, d\]"):
         LinearSEM(torch.zeros(2, 3))
+
+
+def test_moments_give_the_density_of_all_rows():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(3, 20, 4, dtype=torch.double, generator=generator)  # environments × rows × genes
+    loc, gain = torch.randn(2, 3, 4, dtype=torch.double, generator=generator)
+    scale = gain.exp()
+    rows = torch.cat([x, torch.ones(3, 20, 1).double()], -1)
+    value = LinearSEMMoments.observed(rows.transpose(-1, -2) @ rows)
+    W = upper(4, 4)
+    law = LinearSEMMoments(W, loc, scale, gain)
+    each = dist.Normal(loc.unsqueeze(1) + gain.unsqueeze(1) * (x @ W), scale.unsqueeze(1)).log_prob(x).sum(1)
+    torch.testing.assert_close(law.log_prob(value), each)
+    by_row = LinearSEM(W, loc.unsqueeze(1), scale.unsqueeze(1), gain=gain.unsqueeze(1), acyclic=True)
+    torch.testing.assert_close(law.log_prob(value).sum(-1), by_row.log_prob(x).sum(1))
+    torch.testing.assert_close(law.expand([5, 3, 4]).log_prob(value), each.expand(5, 3, 4))
