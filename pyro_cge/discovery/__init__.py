@@ -1,26 +1,44 @@
 """Causal structure: among known causes, or among genes, from environments with known or unknown targets."""
 
+from .acyclicity import to_dag
+from .constrained import AugmentedLagrangian, CentralPath, SoftPenalty
 from .edge_prior import EdgePrior
 from .equivalence import d_separated, essential_graph
+from .faithfulness import faithfulness_margin, unfaithful_share
+from .independence import KernelTests, LinearTests, OracleTests
 from .interventional import InterventionalSCM
 from .knowledge import Knowledge
+from .lingam import LiNGAM
 from .order_dag import OrderDAG
 from .order_search import OrderSearch
+from .permutations import Igsp, UtIgsp
 from .results import edge_table, named_graph, write_graph
 from .trees import TreeClass, changed_causes, trees_of
 
 __all__ = [
+    "AugmentedLagrangian",
+    "CentralPath",
     "EdgePrior",
+    "Igsp",
     "InterventionalSCM",
+    "KernelTests",
     "Knowledge",
+    "LiNGAM",
+    "LinearTests",
+    "OracleTests",
     "OrderDAG",
     "OrderSearch",
+    "SoftPenalty",
     "TreeClass",
+    "UtIgsp",
     "changed_causes",
     "d_separated",
     "edge_table",
     "essential_graph",
+    "faithfulness_margin",
     "named_graph",
+    "to_dag",
     "trees_of",
+    "unfaithful_share",
     "write_graph",
 ]

@@ -55,7 +55,8 @@ def spectral_radius(strength: Tensor, iterations: int = 50) -> Tensor:
     """Largest absolute eigenvalue of ``A``, ``uᵀAv / uᵀv`` of its Perron vectors by power iteration. Gradient ``u vᵀ / uᵀv``.
 
     Whether there is a cycle at all is decided exactly: ``1ᵀ Aᵈ`` is zero for a DAG and for nothing else. The iteration
-    itself is on ``A + cI``, which has the same vectors and, unlike ``A``, no second eigenvalue as large as the first.
+    itself is on ``A + cI``, which has the same vectors and, unlike ``A``, no second eigenvalue as large as the first; ``c`` is
+    about the radius, as told by the growth of those walks.
 
     References
     ----------
@@ -63,14 +64,16 @@ def spectral_radius(strength: Tensor, iterations: int = 50) -> Tensor:
     """
     d = strength.shape[-1]
     with torch.no_grad():
-        walks = strength.new_ones(*strength.shape[:-2], 1, d)
-        for _ in range(d):
-            walks = walks @ strength
-            walks = walks / walks.sum(-1, keepdim=True).clamp_min(torch.finfo(walks.dtype).tiny)
-        cyclic = walks.squeeze(-2).sum(-1) > 0
-        c = strength.sum((-1, -2), keepdim=True) / d + torch.finfo(strength.dtype).tiny
-        lazy = strength + c * torch.eye(d, dtype=strength.dtype, device=strength.device)
         u, v = strength.new_ones(*strength.shape[:-2], 1, d), strength.new_ones(*strength.shape[:-1], 1)
+        tiny, log_growth, walks = torch.finfo(strength.dtype).tiny, torch.zeros_like(u[..., :1]), u
+        for step in range(2 * d):
+            walks = walks @ strength
+            growth = walks.sum(-1, keepdim=True)
+            walks = walks / growth.clamp_min(tiny)
+            log_growth = log_growth + (growth.clamp_min(tiny).log() / d if step >= d else 0.0)
+        cyclic = growth.flatten(-2).squeeze(-1) > 0
+        c = torch.where(cyclic[..., None, None], log_growth.exp(), 1.0)
+        lazy = strength + c * torch.eye(d, dtype=strength.dtype, device=strength.device)
         for _ in range(iterations):
             u, v = u @ lazy, lazy @ v
             u, v = u / u.sum(-1, keepdim=True), v / v.sum(-2, keepdim=True)

@@ -201,6 +201,26 @@ class LBFGS:
                 at += p.numel()
 
 
+@dataclass
+class Adam:
+    """``steps`` of Adam on a loss that may be random (a draw, a minibatch), from a new state each time it is called."""
+
+    parameters: Sequence[nn.Parameter]
+    lr: float = 3e-3
+    steps: int = 500
+
+    def __call__(self, loss: Callable[[], Tensor]) -> float:
+        """Minimise from where the parameters are (in place); the last value."""
+        optimizer = torch.optim.Adam(self.parameters, lr=self.lr, fused=True)
+        value = torch.zeros(())
+        for _ in range(self.steps):
+            value = loss()
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+        return float(value.detach())
+
+
 def train(
     loss: Callable[[], Tensor],
     strength: Callable[[], Tensor],

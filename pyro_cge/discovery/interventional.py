@@ -27,7 +27,7 @@ from .distributions import LinearSEM, LinearSEMMoments
 from .graph_posterior import GraphPosterior, candidates, certain, sample_graph
 from .inputs import SPARED, TARGET, Samples, known_targets, samples
 from .knowledge import Knowledge
-from .order_search import OrderSearch
+from .order_search import OrderSearch, target_prices
 from .results import named_graph
 
 EFFECTS = {"shift": (0.0, 3.0), "log_scale": (0.0, 1.0), "gamma": (0.5, 0.5)}  # prior means and standard deviations
@@ -183,13 +183,13 @@ class InterventionalSCM(nn.Module):
         if len(data.environments) < 2:
             raise ConfigError("interventions need environments: pass env=, one label a sample (or use OrderDAG)")
         known, table = known_targets(targets, data), self.knowledge.table(data.genes)
-        best = OrderSearch(restarts=3, knowledge=self.knowledge, random_state=self.random_state)
+        best = OrderSearch(knowledge=self.knowledge, random_state=self.random_state)
         best.fit(X, env, control=control, targets=targets)
         self.genes_, self.environments_ = data.genes, data.environments
         self._mean, self._sd = data.x[data.env == 0].mean(0), data.x[data.env == 0].std(0)
-        grams, d, log_n = data.grams(), data.d, math.log(len(data.x))
+        grams, d = data.grams(), data.d
         near, counts = candidates(np.asarray(np.corrcoef(data.x.T)), best.adjacency_, table, self.candidates)
-        prices = (np.full((d, d), 0.5 * log_n), 0.5 * log_n, known)
+        prices = (np.full((d, d), 0.5 * math.log(len(data.x))), *target_prices(data), known)
         tables = score_tables(grams, data.sizes, near, counts, prices)
         prior = np.full((d, d), (best.adjacency_.sum() + 1) / (d * (d - 1) / 2 + 2))
         first = np.array([data.genes.index(gene) for gene in best.order_])

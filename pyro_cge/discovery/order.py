@@ -14,7 +14,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from .knowledge import FORBIDDEN, REQUIRED
-from .scores import Array, best_addition, best_removal, local_score
+from .moves import best_addition, best_removal
+from .scores import Array, local_score
 
 Parents = NDArray[np.int64]
 

@@ -29,7 +29,7 @@ class OrderSearch:
         x_j = Σ_i W[i, j] x_i + μ_j + σ_j ε,   ε ~ N(0, 1)              in the reference environment
         the same with W[·, j], μ_j, σ_j of its own                      in environments that target j
 
-    The score is a penalised likelihood, ``log L − λ/2 log n · #edges − λ_t/2 log n · #parameters of targets``; targets are
+    The score is a penalised likelihood, ``log L − λ/2 log n · #edges − Σ_targets (log d + λ_t/2 log n_e · #parameters)``; targets are
     profiled out node by node, so that only the order is searched. Nothing is assumed of an intervention: shift, scale,
     weaker or absent effects of parents are all "a mechanism of its own". Equal columns up to scale give equal answers up to
     equivalence, so standardising the data changes nothing.
@@ -42,8 +42,8 @@ class OrderSearch:
         ``λ_t``; 1 is the BIC.
     gamma : float
         Extended BIC: ``2 γ log d`` more for each edge (Foygel & Drton 2010).
-    restarts : int
-        Times the best order is shaken and improved again. Environments leave so few local optima that 0 is enough.
+    restarts : int, optional
+        Times the best order is shaken and improved again. Default: 10, and 3 where environments leave few local optima.
     max_parents : int, optional
         Default: a third of the reference's samples, at most 100.
     knowledge : Knowledge, optional
@@ -80,7 +80,7 @@ class OrderSearch:
         penalty: float = 2.0,
         target_penalty: float = 1.0,
         gamma: float = 0.0,
-        restarts: int = 20,
+        restarts: int | None = None,
         max_parents: int | None = None,
         knowledge: Knowledge | None = None,
         prior: EdgePrior | None = None,
@@ -89,7 +89,7 @@ class OrderSearch:
         for name, value in (("penalty", penalty), ("target_penalty", target_penalty)):
             if not value > 0:
                 raise ConfigError(f"{name} must be positive, got {value}")
-        if gamma < 0 or restarts < 0 or (max_parents is not None and max_parents < 1):
+        if gamma < 0 or (restarts is not None and restarts < 0) or (max_parents is not None and max_parents < 1):
             raise ConfigError(
                 f"gamma and restarts must not be negative and max_parents at least 1, got {gamma}, {restarts}, {max_parents}"
             )
@@ -124,15 +124,17 @@ class OrderSearch:
 
         data = samples(X, env, control=control)
         table = (self.knowledge or Knowledge()).table(data.genes)
-        n, d = data.x.shape
+        d = data.d
         most = min(d - 1, max(1, int(data.sizes[0] // 3)), MOST) if self.max_parents is None else self.max_parents
         most = min(d - 1, max(most, int((table == REQUIRED).sum(0).max())))
-        grams, log_n = data.grams(), math.log(n)
-        prices = (self._edge_prices(data), 0.5 * self.target_penalty * log_n, known_targets(targets, data))
+        grams = data.grams()
+        each, once = target_prices(data, self.target_penalty)
+        prices = (self._edge_prices(data), each, once, known_targets(targets, data))
         problem = (grams, data.sizes, prices, np.zeros(len(data.sizes), dtype=bool))
         shakes = max(2, round(math.log(d)))
+        restarts = self.restarts if self.restarts is not None else 10 if len(data.sizes) == 1 else 3
         order, parents, counts, scores = search(
-            problem, self._start(table), table, precedence(table), most, 100, self.restarts, shakes, self.random_state
+            problem, self._start(table), table, precedence(table), most, 100, restarts, shakes, self.random_state
         )
         self.genes_, self.environments_ = data.genes, data.environments
         self.order_, self.score_ = [data.genes[j] for j in order], float(scores.sum())
@@ -181,3 +183,11 @@ class OrderSearch:
         self.graph_ = named_graph(self.adjacency_, data.genes, weight=self.weights_)
         sets = [{gene for gene in data.genes if row[gene]} for _, row in self.targets_.iloc[1:].iterrows()]
         self.essential_graph_ = essential_graph(self.graph_, [chosen for chosen in sets if chosen])
+
+
+def target_prices(data: Samples, penalty: float = 1.0) -> tuple[Array, float]:
+    """In nats: a parameter of a target in each environment ``[E]``, by what ``n_e`` samples tell of it, and a target.
+
+    The latter is the log odds against one gene in ``d`` being targeted.
+    """
+    return 0.5 * penalty * np.log(data.sizes), math.log(max(data.d - 1, 1))

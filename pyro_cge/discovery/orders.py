@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .scores import Array, cholesky, forward
+from .scores import Array, cholesky, forward, norm2
 
 Indices = NDArray[np.int64]
 
@@ -41,7 +41,7 @@ def gaussian_evidence(gram: Array, n: float, node: int, parents: Indices, k: int
     value = 0.5 * k * math.log(t) + shape * math.log(rate) - 0.5 * n * math.log(2 * math.pi)
     for a in range(k):
         value -= math.log(low[a, a])
-    left = rate + 0.5 * (gram[node, node] - half @ half)
+    left = rate + 0.5 * (gram[node, node] - norm2(half))
     return value - after * math.log(left) + math.lgamma(after) - math.lgamma(shape)
 
 

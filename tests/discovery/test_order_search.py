@@ -61,7 +61,7 @@ def test_no_dag_scores_better(seed):
     x, _ = linear(seed)
     found = OrderSearch(restarts=5).fit(x)
     data = samples(x)
-    prices = (np.full((4, 4), np.log(len(x))), 1.0, np.zeros((1, 4), dtype=np.int8))
+    prices = (np.full((4, 4), np.log(len(x))), np.ones(1), 0.0, np.zeros((1, 4), dtype=np.int8))
     grams, none = data.grams(), np.zeros(1, dtype=bool)
     local = {
         (j, parents): local_score(grams, data.sizes, j, np.array([*parents, 0]), len(parents), prices, none)

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from pyro_cge.discovery.inputs import samples
-from pyro_cge.discovery.scores import best_addition, best_removal, local_score, score_tables
+from pyro_cge.discovery.moves import best_addition, best_removal
+from pyro_cge.discovery.scores import local_score, score_tables
 
-EDGE, TARGET = 3.0, 2.5
+EDGE, TARGET, ONCE = 3.0, 2.5, 1.5
 
 
 def prices(environments, edge=EDGE, d=5):
-    return np.full((d, d), edge), TARGET, np.zeros((environments, d), dtype=np.int8)
+    return np.full((d, d), edge), np.full(environments, TARGET), ONCE, np.zeros((environments, d), dtype=np.int8)
 
 
 def problem(seed, environments, n=60, d=5):
@@ -62,7 +63,7 @@ def test_targets_are_the_best_subset(seed):
             alone = np.array((False, *targets))
             value = log_likelihood(data, ~alone[data.env], node, parents) - EDGE * len(parents)
             value += sum(
-                log_likelihood(data, data.env == e, node, parents) - TARGET * (len(parents) + 2)
+                log_likelihood(data, data.env == e, node, parents) - TARGET * (len(parents) + 2) - ONCE
                 for e in np.flatnonzero(alone)
             )
             values[tuple(alone)] = value
@@ -94,14 +95,14 @@ def test_additions_and_removals_are_the_best_ones(environments):
 
 def test_each_edge_has_its_own_price():
     data, scratch = problem(1, 1), np.zeros(1, dtype=bool)
-    edge, target, known = prices(1)
+    edge, target, once, known = prices(1)
     edge[0, 4], edge[1, 4] = 1.0, 200.0
     parents = np.array([0, 1, 0], dtype=np.int64)
-    with_prices = local_score(data.grams(), data.sizes, 4, parents, 2, (edge, target, known), scratch)
+    with_prices = local_score(data.grams(), data.sizes, 4, parents, 2, (edge, target, once, known), scratch)
     assert with_prices == pytest.approx(score(data, 4, [0, 1])[0] + 2 * EDGE - 201.0)
-    now = local_score(data.grams(), data.sizes, 4, parents, 0, (edge, target, known), scratch)
+    now = local_score(data.grams(), data.sizes, 4, parents, 0, (edge, target, once, known), scratch)
     value, chosen = best_addition(
-        data.grams(), data.sizes, 4, parents, 0, np.arange(4), (edge, target, known), now, scratch
+        data.grams(), data.sizes, 4, parents, 0, np.arange(4), (edge, target, once, known), now, scratch
     )
     options = {i: score(data, 4, [i])[0] + EDGE - edge[i, 4] for i in range(4)}
     assert chosen == max(options, key=options.get) and value == pytest.approx(options[chosen], abs=1e-5)
@@ -110,10 +111,10 @@ def test_each_edge_has_its_own_price():
 @pytest.mark.parametrize("seed", range(4))
 def test_known_targets_are_kept(seed):
     data, chosen = problem(seed, 4), np.zeros(4, dtype=bool)
-    edge, target, known = prices(4)
+    edge, target, once, known = prices(4)
     known[1, 3], known[2, 3] = 2, 1
     parents = np.array([0, 1, 0], dtype=np.int64)
-    value = local_score(data.grams(), data.sizes, 3, parents, 2, (edge, target, known), chosen)
+    value = local_score(data.grams(), data.sizes, 3, parents, 2, (edge, target, once, known), chosen)
     assert chosen[1] and not chosen[2]
     free, _ = score(data, 3, [0, 1])
     assert value <= free + 1e-9
@@ -123,7 +124,7 @@ def test_known_targets_are_kept(seed):
         options.append(
             log_likelihood(data, ~alone[data.env], 3, [0, 1])
             - 2 * EDGE
-            + sum(log_likelihood(data, data.env == e, 3, [0, 1]) - 4 * TARGET for e in np.flatnonzero(alone))
+            + sum(log_likelihood(data, data.env == e, 3, [0, 1]) - 4 * TARGET - ONCE for e in np.flatnonzero(alone))
         )
     assert value == pytest.approx(max(options), abs=1e-2)
 
