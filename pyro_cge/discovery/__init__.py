@@ -13,9 +13,12 @@ from .order_dag import OrderDAG
 from .order_search import OrderSearch
 from .permutations import Igsp, UtIgsp
 from .results import edge_table, named_graph, write_graph
+from .tissues import ENHANCES, REPRESSES, TissueSCM
 from .trees import TreeClass, changed_causes, trees_of
 
 __all__ = [
+    "ENHANCES",
+    "REPRESSES",
     "AugmentedLagrangian",
     "CentralPath",
     "EdgePrior",
@@ -29,6 +32,7 @@ __all__ = [
     "OrderDAG",
     "OrderSearch",
     "SoftPenalty",
+    "TissueSCM",
     "TreeClass",
     "UtIgsp",
     "changed_causes",

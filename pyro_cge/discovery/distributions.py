@@ -107,7 +107,7 @@ class LinearSEMMoments(dist.TorchDistribution):
 
     Parameters
     ----------
-    W : Tensor ``[..., d, d]``
+    W : Tensor ``[d, d]`` or ``[E, d, d]``
     loc, scale, gain : Tensor ``[..., E, d]``
     """
 
@@ -129,11 +129,11 @@ class LinearSEMMoments(dist.TorchDistribution):
         """``value [E, d, d+1, d+1]``: the environments' Gram matrices, the same for every gene (see :meth:`observed`)."""
         gram = value[..., 0, :, :]
         second, first, n = gram[..., :-1, :-1], gram[..., -1, :-1], gram[..., -1, -1:]
-        through = second @ self.W.unsqueeze(-3)
+        through = second @ self.W
         own, cross = second.diagonal(dim1=-2, dim2=-1), through.diagonal(dim1=-2, dim2=-1)
         explained, mean = (
-            (self.W.unsqueeze(-3) * through).sum(-2),
-            (first.unsqueeze(-2) @ self.W.unsqueeze(-3))[..., 0, :],
+            (self.W * through).sum(-2),
+            (first.unsqueeze(-2) @ self.W).squeeze(-2),
         )
         squares = own - 2 * self.gain * cross + self.gain**2 * explained
         squares = squares - 2 * self.loc * (first - self.gain * mean) + n * self.loc**2
@@ -143,3 +143,44 @@ class LinearSEMMoments(dist.TorchDistribution):
     def observed(grams: Tensor) -> Tensor:
         """``grams [E, d+1, d+1]`` as a value, ``[E, d, d+1, d+1]`` (a view)."""
         return grams.unsqueeze(-3).expand(*grams.shape[:-2], grams.shape[-1] - 1, *grams.shape[-2:])
+
+
+class SignedNormal(dist.TorchDistribution):
+    """A Normal effect whose sign is believed to be positive with probability ``share``::
+
+        p(w) = 2 Normal(w | 0, scale²) · (share · σ(w/ε) + (1 − share) · σ(−w/ε)),   ε = scale/10
+
+    ``share = 1/2`` is the Normal. Effects much smaller than ``scale`` have no sign to speak of, which keeps the density
+    smooth, and gradients alive.
+
+    Parameters
+    ----------
+    share, scale : Tensor
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {"share": constraints.unit_interval, "scale": constraints.positive}
+    support = constraints.real
+
+    def __init__(self, share: Tensor, scale: Tensor, *, validate_args: bool | None = None) -> None:
+        self.share, self.scale = torch.broadcast_tensors(share, scale)
+        super().__init__(self.share.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> SignedNormal:
+        return SignedNormal(self.share.expand(batch_shape), self.scale.expand(batch_shape), validate_args=False)
+
+    def _positive(self, value: Tensor) -> Tensor:
+        """Probability that an effect of this size and sign has this sign, given its size."""
+        sure = torch.sigmoid(10 * value / self.scale)
+        return self.share * sure + (1 - self.share) * (1 - sure)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        normal = -0.5 * (value / self.scale) ** 2 - self.scale.log() - 0.5 * math.log(math.pi / 2)
+        return normal + self._positive(value).log()
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            shape = self._extended_shape(torch.Size(sample_shape))
+            size = torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device).abs() * self.scale
+            return torch.where(torch.rand_like(size) < self._positive(size), size, -size)
