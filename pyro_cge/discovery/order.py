@@ -13,11 +13,14 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from .constrained import shown
 from .knowledge import FORBIDDEN, REQUIRED
 from .moves import best_addition, best_removal
 from .scores import Array, local_score
 
 Parents = NDArray[np.int64]
+State = tuple[Parents, Parents, NDArray[np.int64], Parents, Array]  # order, place in it, parents, their numbers, scores
+SWEEPS = 100  # at most; a search ends where nothing moves
 
 
 @njit(cache=True)
@@ -226,48 +229,85 @@ def _start(
 
 
 @njit(cache=True)
+def first_state(data: tuple, order: Parents, knowledge: NDArray[np.int8], most: int, seed: int) -> State:
+    """Order, places in it, parents ``[d, most + 1]``, their numbers and local scores. Seeds the generator."""
+    np.random.seed(seed)
+    d = len(order)
+    place = np.empty(d, dtype=np.int64)
+    place[order] = np.arange(d)
+    parents, counts, scores = np.zeros((d, most + 1), dtype=np.int64), np.zeros(d, dtype=np.int64), np.zeros(d)
+    _start(data, order, place, parents, counts, scores, knowledge)
+    return order.copy(), place, parents, counts, scores
+
+
+@njit(cache=True)
+def shake(
+    data: tuple,
+    state: State,
+    knowledge: NDArray[np.int8],
+    before: NDArray[np.bool_],
+    moves: int,
+) -> None:
+    """Put random nodes at random places that required edges allow (in place)."""
+    order, place, parents, counts, scores = state
+    d = len(order)
+    for _ in range(moves):
+        at = np.random.randint(d)
+        low, high = at, at
+        while low > 0 and not before[order[low - 1], order[at]]:
+            low -= 1
+        while high < d - 1 and not before[order[at], order[high + 1]]:
+            high += 1
+        to = np.random.randint(low, high + 1)
+        step = 1 if to > at else -1
+        for q in range(at, to, step):
+            _step(data, order, place, q, step, parents, counts, scores, knowledge)
+
+
+@njit(cache=True)
+def improve(
+    data: tuple,
+    state: State,
+    knowledge: NDArray[np.int8],
+    before: NDArray[np.bool_],
+    sweeps: int,
+) -> float:
+    """Reinsert every node, in random order, until nothing moves (in place): the total score."""
+    order, place, parents, counts, scores = state
+    for _ in range(sweeps):
+        moved = False
+        for node in np.random.permutation(len(order)):
+            moved = _reinsert(data, order, place, node, parents, counts, scores, knowledge, before) or moved
+        if not moved:
+            break
+    return scores.sum()
+
+
 def search(
     data: tuple,
     order: Parents,
     knowledge: NDArray[np.int8],
     before: NDArray[np.bool_],
     most: int,
-    sweeps: int,
+    *,
     restarts: int,
-    shakes: int,
     seed: int,
-) -> tuple[Parents, NDArray[np.int64], Parents, Array]:
-    """Order, parents, their numbers and local scores of the best order found."""
-    np.random.seed(seed)
-    d = len(order)
-    order, place = order.copy(), np.empty(d, dtype=np.int64)
-    place[order] = np.arange(d)
-    parents, counts, scores = np.zeros((d, most + 1), dtype=np.int64), np.zeros(d, dtype=np.int64), np.zeros(d)
-    _start(data, order, place, parents, counts, scores, knowledge)
-    best = (order.copy(), parents.copy(), counts.copy(), scores.copy())
-    highest = -np.inf
-    for attempt in range(restarts + 1):
+    progress: bool | None = None,
+) -> State:
+    """The best state found, ``restarts`` times shaken and improved."""
+    state = first_state(data, order, knowledge, most, seed)
+    best, highest = _copy(state), -np.inf
+    for attempt in shown(range(restarts + 1), restarts + 1, progress):
         if attempt > 0:
-            order[:], parents[:], counts[:], scores[:] = best
-            place[order] = np.arange(d)
-            for _ in range(shakes):
-                at = np.random.randint(d)
-                low, high = at, at
-                while low > 0 and not before[order[low - 1], order[at]]:
-                    low -= 1
-                while high < d - 1 and not before[order[at], order[high + 1]]:
-                    high += 1
-                to = np.random.randint(low, high + 1)
-                step = 1 if to > at else -1
-                for q in range(at, to, step):
-                    _step(data, order, place, q, step, parents, counts, scores, knowledge)
-        for _ in range(sweeps):
-            moved = False
-            for node in np.random.permutation(d):
-                moved = _reinsert(data, order, place, node, parents, counts, scores, knowledge, before) or moved
-            if not moved:
-                break
-        if scores.sum() > highest + 1e-6:
-            highest = scores.sum()
-            best = (order.copy(), parents.copy(), counts.copy(), scores.copy())
+            for part, saved in zip(state, best, strict=True):
+                part[:] = saved
+            shake(data, state, knowledge, before, max(2, round(np.log(len(order)))))
+        score = improve(data, state, knowledge, before, SWEEPS)
+        if score > highest + 1e-6:
+            best, highest = _copy(state), score
     return best
+
+
+def _copy(state: State) -> State:
+    order, place, parents, counts, scores = state
+    return order.copy(), place.copy(), parents.copy(), counts.copy(), scores.copy()

@@ -107,6 +107,7 @@ class OrderSearch:
         *,
         control: Any = None,
         targets: Mapping[Any, Collection[str]] | None = None,
+        progress: bool | None = None,
     ) -> OrderSearch:
         """Search the order; see :func:`~pyro_cge.discovery.inputs.samples` for what is accepted.
 
@@ -114,6 +115,8 @@ class OrderSearch:
         ----------
         targets : mapping of environments to genes, optional
             Targets that are known. Those of environments not named are inferred.
+        progress : bool, optional
+            A bar over restarts. Default: where standard error is a terminal.
 
         Raises
         ------
@@ -131,10 +134,16 @@ class OrderSearch:
         each, once = target_prices(data, self.target_penalty)
         prices = (self._edge_prices(data), each, once, known_targets(targets, data))
         problem = (grams, data.sizes, prices, np.zeros(len(data.sizes), dtype=bool))
-        shakes = max(2, round(math.log(d)))
         restarts = self.restarts if self.restarts is not None else 10 if len(data.sizes) == 1 else 3
-        order, parents, counts, scores = search(
-            problem, self._start(table), table, precedence(table), most, 100, restarts, shakes, self.random_state
+        order, _, parents, counts, scores = search(
+            problem,
+            self._start(table),
+            table,
+            precedence(table),
+            most,
+            restarts=restarts,
+            seed=self.random_state,
+            progress=progress,
         )
         self.genes_, self.environments_ = data.genes, data.environments
         self.order_, self.score_ = [data.genes[j] for j in order], float(scores.sum())
