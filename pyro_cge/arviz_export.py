@@ -26,6 +26,15 @@ DIMS = {
     **{f"env_{effect}": ["environment", "latent"] for effect in EFFECTS},
     **{f"perturbation_{effect}": ["perturbation", "latent"] for effect in EFFECTS},
 }
+# Of graphs among genes.
+DIMS |= {
+    "potential": ["gene"],
+    "edge": ["cause", "effect"],
+    "W": ["cause", "effect"],
+    "noise_scale": ["gene"],
+    "noise_variance": ["gene"],
+    **{key: ["environment", "gene"] for key in ("target", "shift", "log_scale", "gamma")},
+}
 X_DIMS = {
     "log_likelihood": ["profile"],
     "posterior_predictive": ["profile", "gene"],
@@ -72,6 +81,12 @@ def _effects(posterior: Posterior, n_samples: int, seed: int | None) -> dict[str
     with torch.no_grad(), isolated(seed, "posterior"):
         effects = posterior.guide.draw_effects(batch, n_samples)
     return {f"{unit}_{effect}": draws for effect, draws in effects.items()}
+
+
+def graph_data(draws: dict[str, Tensor], genes: list[str], environments: list[str]) -> arviz.InferenceData:
+    """Draws ``[S, ...]`` of a graph's posterior: ``edge`` and ``W`` by cause and effect, effects by environment and gene."""
+    names = {"gene": genes, "cause": genes, "effect": genes, "environment": environments}
+    return _converted({"posterior": {name: value.unsqueeze(0) for name, value in draws.items()}}, names)
 
 
 def _converted(groups: dict[str, dict[str, Tensor]], names: dict[str, list[str]]) -> arviz.InferenceData:

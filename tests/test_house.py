@@ -16,6 +16,7 @@ PACKAGE = Path(pyro_cge.__file__).parent
 LAYERS = [
     ("errors", "seeds"),
     ("sites",),
+    ("arviz_export",),
     ("scm",),
     ("data",),
     ("discovery",),
@@ -23,13 +24,14 @@ LAYERS = [
     ("guides",),
     ("presets", "simulate"),
     ("objectives",),
-    ("arviz_export", "interventions"),
+    ("interventions",),
     ("posterior",),
     ("train",),
     ("metrics", "interpret"),
     ("plots",),
     ("config",),
     ("runs",),
+    ("discover",),
     ("demo",),
     ("cli",),
 ]

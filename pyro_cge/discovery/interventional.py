@@ -16,6 +16,7 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 
+from ..arviz_export import graph_data
 from ..errors import ConfigError
 from ..scm.handlers import in_force
 from ..scm.latent import LatentSCM
@@ -303,6 +304,10 @@ class InterventionalSCM(nn.Module):
             traces = [poutine.trace(self.guide).get_trace() for _ in range(draws)]
         names = ("potential", "edge", "W", "noise_scale", "target", *EFFECTS)
         return {name: torch.stack([cast(Tensor, trace.nodes[name]["value"]) for trace in traces]) for name in names}
+
+    def to_arviz(self, draws: int = 1000) -> Any:
+        """:meth:`posterior` as ArviZ ``InferenceData``: targets and effects by environment and gene."""
+        return graph_data(self.posterior(draws), self.genes_, self.environments_)
 
     def _started(self) -> None:
         if not hasattr(self, "rho"):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor, nn
 
+from ..arviz_export import graph_data
 from ..errors import ConfigError
 from ..seeds import isolated
 from .distributions import LinearSEM
@@ -211,6 +212,10 @@ class OrderDAG(nn.Module):
             traces = [poutine.trace(self.guide).get_trace() for _ in range(draws)]
         names = ("potential", "edge", "noise_variance", "W")
         return {name: torch.stack([cast(Tensor, trace.nodes[name]["value"]) for trace in traces]) for name in names}
+
+    def to_arviz(self, draws: int = 1000) -> Any:
+        """:meth:`posterior` as ArviZ ``InferenceData``: ``edge`` and ``W`` by cause and effect."""
+        return graph_data(self.posterior(draws), self.genes_, [])
 
     def _started(self) -> None:
         if not hasattr(self, "logits"):

@@ -122,6 +122,15 @@ def test_plain_pyro(fitted):
     pyro.render_model(model.model, model_args=(model.grams,))
 
 
+def test_posterior_in_arviz(fitted):
+    model, _, _, adjacency, targets = fitted
+    posterior = model.to_arviz(40).posterior
+    assert posterior["edge"].dims == ("chain", "draw", "cause", "effect")
+    np.testing.assert_allclose(posterior["target"].mean(("chain", "draw")), targets, atol=0.4)
+    i, j = map(int, np.argwhere(adjacency)[0])
+    assert float(posterior["edge"].sel(cause=f"x{i}", effect=f"x{j}").mean()) > 0.9
+
+
 def test_same_seed_same_answer(fitted):
     model, x, env, *_ = fitted
     again = InterventionalSCM(steps=300).fit(x, env, control=0)

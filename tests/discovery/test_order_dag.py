@@ -101,7 +101,7 @@ def test_every_draw_is_a_dag_and_the_answer_too():
     assert all(nx.is_directed_acyclic_graph(nx.from_numpy_array(e, create_using=nx.DiGraph)) for e in drawn)
     assert nx.is_directed_acyclic_graph(model.graph_)
     mean = OrderDAG(draws=2000).fit(x)
-    frequency = mean.posterior(1000)["edge"].numpy().mean(0)
+    frequency = mean.to_arviz(1000).posterior["edge"].mean(("chain", "draw")).to_numpy()
     assert np.abs(frequency - mean.edge_probabilities_).max() < 0.08  # five standard errors of a share in 1,000
 
 
