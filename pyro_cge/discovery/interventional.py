@@ -61,6 +61,8 @@ class InterventionalSCM(nn.Module):
         As in :class:`OrderDAG`.
     steps, lr
         Of SVI.
+    progress : bool, optional
+        A bar over its steps; by default only on a terminal.
 
     Attributes
     ----------
@@ -95,6 +97,7 @@ class InterventionalSCM(nn.Module):
         steps: int = 500,
         lr: float = 0.02,
         random_state: int = 0,
+        progress: bool | None = None,
     ) -> None:
         super().__init__()
         if not rate > 0 or not lr > 0 or steps < 1 or draws < 1:
@@ -106,7 +109,7 @@ class InterventionalSCM(nn.Module):
         if not 1 <= candidates <= 16:
             raise ConfigError(f"candidates must be 1 … 16, got {candidates}")
         self.rate, self.candidates, self.draws, self.knowledge = rate, candidates, draws, knowledge or Knowledge()
-        self.steps, self.lr, self.random_state = steps, lr, random_state
+        self.steps, self.lr, self.random_state, self.progress = steps, lr, random_state, progress
 
     # The model and its guide
 
@@ -215,7 +218,6 @@ class InterventionalSCM(nn.Module):
         *,
         control: Any = None,
         targets: Mapping[Any, Collection[str]] | None = None,
-        progress: bool | None = None,
         device: torch.device | str = "cpu",
     ) -> InterventionalSCM:
         """Start from an order search and train; parameters as in :meth:`OrderSearch.fit`."""
@@ -226,7 +228,7 @@ class InterventionalSCM(nn.Module):
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.05 ** (1 / self.steps))
         elbo, self.history_ = TraceEnum_ELBO(max_plate_nesting=2), []
         with isolated(self.random_state):
-            for _ in shown(range(self.steps), self.steps, progress):
+            for _ in shown(range(self.steps), self.steps, self.progress):
                 optimiser.zero_grad()
                 loss = elbo.differentiable_loss(self.model, self.guide, self.grams)
                 loss.backward()

@@ -51,6 +51,8 @@ class OrderSearch:
     prior : EdgePrior, optional
         An edge's price falls by its prior log odds over those of edges not named.
     random_state : int
+    progress : bool, optional
+        A bar over restarts; by default only on a terminal.
 
     Attributes
     ----------
@@ -85,6 +87,7 @@ class OrderSearch:
         knowledge: Knowledge | None = None,
         prior: EdgePrior | None = None,
         random_state: int = 0,
+        progress: bool | None = None,
     ) -> None:
         for name, value in (("penalty", penalty), ("target_penalty", target_penalty)):
             if not value > 0:
@@ -95,7 +98,7 @@ class OrderSearch:
             )
         self.penalty, self.target_penalty, self.gamma = penalty, target_penalty, gamma
         self.restarts, self.max_parents, self.knowledge = restarts, max_parents, knowledge
-        self.prior, self.random_state = prior, random_state
+        self.prior, self.random_state, self.progress = prior, random_state, progress
 
     def __repr__(self) -> str:
         return f"OrderSearch(penalty={self.penalty}, target_penalty={self.target_penalty}, restarts={self.restarts})"
@@ -107,7 +110,6 @@ class OrderSearch:
         *,
         control: Any = None,
         targets: Mapping[Any, Collection[str]] | None = None,
-        progress: bool | None = None,
     ) -> OrderSearch:
         """Search the order; see :func:`~pyro_cge.discovery.inputs.samples` for what is accepted.
 
@@ -115,8 +117,6 @@ class OrderSearch:
         ----------
         targets : mapping of environments to genes, optional
             Targets that are known. Those of environments not named are inferred.
-        progress : bool, optional
-            A bar over restarts. Default: where standard error is a terminal.
 
         Raises
         ------
@@ -143,7 +143,7 @@ class OrderSearch:
             most,
             restarts=restarts,
             seed=self.random_state,
-            progress=progress,
+            progress=self.progress,
         )
         self.genes_, self.environments_ = data.genes, data.environments
         self.order_, self.score_ = [data.genes[j] for j in order], float(scores.sum())

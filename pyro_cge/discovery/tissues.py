@@ -51,6 +51,8 @@ class TissueSCM(nn.Module):
         ``ENHANCES``, ``REPRESSES`` or a Beta law of one's own; uniform for edges not named.
     steps, lr, random_state
         Of SVI.
+    progress : bool, optional
+        A bar over its steps; by default only on a terminal.
 
     Attributes
     ----------
@@ -86,6 +88,7 @@ class TissueSCM(nn.Module):
         steps: int = 600,
         lr: float = 0.03,
         random_state: int = 0,
+        progress: bool | None = None,
     ) -> None:
         super().__init__()
         if graph is not None and not nx.is_directed_acyclic_graph(graph):
@@ -93,7 +96,8 @@ class TissueSCM(nn.Module):
         for (cause, effect), law in (signs or {}).items():
             if len(law) != 2 or min(law) <= 0:
                 raise ConfigError(f"the sign of {cause!r} → {effect!r} needs two positive numbers (a, b), got {law}")
-        self.graph, self.signs, self.steps, self.lr, self.random_state = graph, signs or {}, steps, lr, random_state
+        self.graph, self.signs, self.steps, self.lr = graph, signs or {}, steps, lr
+        self.random_state, self.progress = random_state, progress
 
     # The model and its guide
 
@@ -178,16 +182,14 @@ class TissueSCM(nn.Module):
             setattr(self, name, nn.Parameter(torch.as_tensor(value)))
         return self
 
-    def fit(
-        self, X: Any, tissue: ArrayLike | str, *, progress: bool | None = None, device: torch.device | str = "cpu"
-    ) -> TissueSCM:
+    def fit(self, X: Any, tissue: ArrayLike | str, *, device: torch.device | str = "cpu") -> TissueSCM:
         """Train by SVI. ``X`` as in :func:`~pyro_cge.discovery.inputs.samples`, ``tissue`` one label a sample."""
         self.start(X, tissue).to(device)
         optimiser = torch.optim.Adam(self.parameters(), lr=self.lr, betas=(0.9, 0.99))
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.03 ** (1 / self.steps))
         elbo, self.history_ = Trace_ELBO(), []
         with isolated(self.random_state):
-            for _ in shown(range(self.steps), self.steps, progress):
+            for _ in shown(range(self.steps), self.steps, self.progress):
                 optimiser.zero_grad()
                 loss = elbo.differentiable_loss(self.model, self.guide, self.grams)
                 loss.backward()
