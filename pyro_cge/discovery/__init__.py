@@ -2,13 +2,16 @@
 
 from .acyclicity import to_dag
 from .constrained import AugmentedLagrangian, CentralPath, SoftPenalty
+from .daggnn import DAGGNN
 from .edge_prior import EdgePrior
 from .equivalence import d_separated, essential_graph
 from .faithfulness import faithfulness_margin, unfaithful_share
 from .independence import KernelTests, LinearTests, OracleTests
 from .interventional import InterventionalSCM
 from .knowledge import Knowledge
+from .linear import LinearSCM
 from .lingam import LiNGAM
+from .nonparametric import NonparametricSCM
 from .order_dag import OrderDAG
 from .order_search import OrderSearch
 from .permutations import Igsp, UtIgsp
@@ -17,6 +20,7 @@ from .tissues import ENHANCES, REPRESSES, TissueSCM
 from .trees import TreeClass, changed_causes, trees_of
 
 __all__ = [
+    "DAGGNN",
     "ENHANCES",
     "REPRESSES",
     "AugmentedLagrangian",
@@ -27,7 +31,9 @@ __all__ = [
     "KernelTests",
     "Knowledge",
     "LiNGAM",
+    "LinearSCM",
     "LinearTests",
+    "NonparametricSCM",
     "OracleTests",
     "OrderDAG",
     "OrderSearch",
