@@ -1,4 +1,4 @@
-"""The command line: ``pyro-cge demo | simulate | prepare | fit | compare | predict``.
+"""The command line: ``pyro-cge demo | simulate | prepare | fit | compare | predict | discover``.
 
 Heavy packages are imported inside the commands, so that ``--help`` answers at once.
 """
@@ -221,6 +221,38 @@ def predict(
     table = pd.DataFrame(values.numpy(), index=pd.Index(names, name="environment"), columns=fitted.schema.gene_names)
     write_atomically(out, table.to_csv().encode())
     typer.echo(f"{out}: {len(table):,} environments × {table.shape[1]:,} genes")
+
+
+@app.command()
+def discover(
+    data: Annotated[Path, typer.Option("--data", help="An .h5ad file, or a CSV or TSV table with a row a profile.")],
+    out: Out = Path("runs/discover"),
+    env_key: Annotated[str | None, typer.Option(help="Column that names the environment; none: observational.")] = None,
+    control: Annotated[str | None, typer.Option(help="The unperturbed environment; default the first row's.")] = None,
+    known_edges: Annotated[
+        Path | None, typer.Option(help="CSV of cause, effect, kind (forbidden or required): enforced exactly.")
+    ] = None,
+    known_targets: Annotated[
+        Path | None, typer.Option(help="CSV of environment, gene; targets of other environments are inferred.")
+    ] = None,
+    penalty: Annotated[float | None, typer.Option(help="Of an edge: 1 is the BIC, 2 (default) sparser.")] = None,
+    restarts: Annotated[int | None, typer.Option(help="Times the best order is shaken (default 20).")] = None,
+    config: Config = None,
+    overrides: Overrides = [],  # noqa: B006
+    seed: Seed = None,
+) -> None:
+    """Find the causal graph among genes, and which environments act on which, by an order search."""
+    from .config import read_settings
+    from .discover import DiscoverConfig, summary
+    from .discover import discover as search
+
+    settings = read_settings(DiscoverConfig, config, overrides, penalty=penalty, restarts=restarts, seed=seed)
+    _new_folder(out)
+    found = search(
+        settings, data, out, env_key=env_key, control=control, known_edges=known_edges, known_targets=known_targets
+    )
+    typer.echo(summary(found))
+    typer.echo(f"graph, targets and figures are in {out}/")
 
 
 def _read(path: Path, env_key: str | None) -> Any:

@@ -8,6 +8,7 @@ from .equivalence import d_separated, essential_graph
 from .faithfulness import faithfulness_margin, unfaithful_share
 from .independence import KernelTests, LinearTests, OracleTests
 from .interventional import InterventionalSCM
+from .knockouts import KnockoutRanking
 from .knowledge import Knowledge
 from .linear import LinearSCM
 from .lingam import LiNGAM
@@ -29,6 +30,7 @@ __all__ = [
     "Igsp",
     "InterventionalSCM",
     "KernelTests",
+    "KnockoutRanking",
     "Knowledge",
     "LiNGAM",
     "LinearSCM",

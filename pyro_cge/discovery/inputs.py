@@ -44,9 +44,13 @@ class Samples:
         return (self.x - reference.mean(0)) / reference.std(0)
 
     def grams(self) -> Array:
-        """``Σ_i x̃_i x̃_iᵀ`` of each environment, ``x̃ = (scaled x, 1)``: ``[E, d+1, d+1]``."""
+        """``Σ_i x̃_i x̃_iᵀ`` of each environment, ``x̃ = (scaled x, 1)``: ``[E, d+1, d+1]``.
+
+        Means over rows are rounded to eight decimals: units change the last bits, and a search would follow them.
+        """
         rows = np.c_[self.scaled, np.ones(len(self.x))]
-        return np.stack([rows[self.env == e].T @ rows[self.env == e] for e in range(len(self.environments))])
+        parts = [rows[self.env == e] for e in range(len(self.environments))]
+        return np.stack([np.round(part.T @ part / len(part), 8) * len(part) for part in parts])
 
 
 def samples(x: Any, env: ArrayLike | None = None, *, control: Any = None, layer: str | None = None) -> Samples:

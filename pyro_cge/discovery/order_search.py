@@ -43,7 +43,7 @@ class OrderSearch:
     gamma : float
         Extended BIC: ``2 γ log d`` more for each edge (Foygel & Drton 2010).
     restarts : int, optional
-        Times the best order is shaken and improved again. Default: 10, and 3 where environments leave few local optima.
+        Times the best order is shaken and improved again. Default: 10, and 5 where there are environments.
     max_parents : int, optional
         Default: a third of the reference's samples, at most 100.
     knowledge : Knowledge, optional
@@ -134,7 +134,7 @@ class OrderSearch:
         each, once = target_prices(data, self.target_penalty)
         prices = (self._edge_prices(data), each, once, known_targets(targets, data))
         problem = (grams, data.sizes, prices, np.zeros(len(data.sizes), dtype=bool))
-        restarts = self.restarts if self.restarts is not None else 10 if len(data.sizes) == 1 else 3
+        restarts = self.restarts if self.restarts is not None else 10 if len(data.sizes) == 1 else 5
         order, _, parents, counts, scores = search(
             problem,
             self._start(table),

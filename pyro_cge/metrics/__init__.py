@@ -1,4 +1,4 @@
-"""Metrics: disentanglement, prediction, calibration, stability."""
+"""Metrics: disentanglement, prediction, calibration, stability, graphs."""
 
 from .calibration import coverage, holm, predictive_check, sbc_ranks, uniformity
 from .disentanglement import (
@@ -10,7 +10,17 @@ from .disentanglement import (
     moved_latents,
     target_recovery,
 )
-from .graphs import structural_hamming_distance
+from .graphs import (
+    EdgeCalibration,
+    EdgeRecovery,
+    edge_aupr,
+    edge_calibration,
+    edge_recovery,
+    essential_distance,
+    structural_hamming_distance,
+    structural_intervention_distance,
+    target_precision_recall,
+)
 from .prediction import (
     mean_interval,
     pearson_per_profile,
@@ -24,10 +34,16 @@ from .prediction import (
 from .stability import Stability, stability
 
 __all__ = [
+    "EdgeCalibration",
+    "EdgeRecovery",
     "Matching",
     "Stability",
     "TargetRecovery",
     "coverage",
+    "edge_aupr",
+    "edge_calibration",
+    "edge_recovery",
+    "essential_distance",
     "holm",
     "linear_r2",
     "match_latents",
@@ -43,7 +59,9 @@ __all__ = [
     "sbc_ranks",
     "stability",
     "structural_hamming_distance",
+    "structural_intervention_distance",
     "summarise",
+    "target_precision_recall",
     "target_recovery",
     "top_gene_overlap",
     "uniformity",
