@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +18,6 @@ from typing import Any
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .data.anndata import read_h5ad
 from .data.files import sha256
@@ -30,7 +27,6 @@ from .errors import ConfigError, DataError
 from .train.checkpoint import write_atomically, write_json
 
 PACKAGES = ("pyro-cge", "numba", "numpy", "networkx", "pandas", "anndata")
-STEPS = ("read", "search", "draw and write")
 
 
 class DiscoverConfig(BaseModel):
@@ -41,7 +37,7 @@ class DiscoverConfig(BaseModel):
     penalty: float = Field(default=2.0, gt=0)
     target_penalty: float = Field(default=1.0, gt=0)
     gamma: float = Field(default=0.0, ge=0)
-    restarts: int = Field(default=20, ge=0)
+    restarts: int = Field(default=10, ge=0)
     max_parents: int | None = Field(default=None, ge=1)
     seed: int = 0
 
@@ -73,45 +69,38 @@ def discover(
     known_targets : path, optional
         CSV table with columns ``environment`` and ``gene``; the targets of environments not in it are inferred.
     progress : bool, optional
-        Default: a bar where standard error is a terminal.
+        A bar over restarts; by default where standard error is a terminal.
 
     Raises
     ------
     ConfigError, DataError
         For files that cannot be read, data no graph can be estimated from, prior knowledge that contradicts itself.
     """
-    hidden = not (sys.stderr.isatty() if progress is None else progress)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar:
-        task = bar.add_task(STEPS[0], total=len(STEPS))
-        knowledge = None if known_edges is None else read_knowledge(known_edges)
-        targets = None if known_targets is None else read_targets(known_targets)
-        profiles = read_profiles(data, env_key)
-        bar.update(task, advance=1, description=STEPS[1])
-        started = time.process_time()
-        options = config.model_dump(exclude={"seed"})
-        search = OrderSearch(**options, knowledge=knowledge, random_state=config.seed)
-        found = search.fit(profiles, control=control, targets=targets)
-        seconds = time.process_time() - started
-        bar.update(task, advance=1, description=STEPS[2])
-        _write(found, out)
-        write_json(
-            out / "manifest.json",
-            {
-                "settings": config.model_dump(),
-                "env_key": env_key,
-                "control": found.environments_[0] if len(found.environments_) > 1 else None,
-                "data": _hash(data),
-                "known_edges": _hash(known_edges),
-                "known_targets": _hash(known_targets),
-                "environments": found.environments_,
-                "order": found.order_,
-                "score_nats": found.score_,
-                "processor_seconds": round(seconds, 3),
-                "versions": {name: version(name) for name in PACKAGES},
-            },
-        )
-        bar.update(task, advance=1, description="done")
+    knowledge = None if known_edges is None else read_knowledge(known_edges)
+    targets = None if known_targets is None else read_targets(known_targets)
+    profiles = read_profiles(data, env_key)
+    started = time.process_time()
+    options = config.model_dump(exclude={"seed"})
+    search = OrderSearch(**options, knowledge=knowledge, random_state=config.seed, progress=progress)
+    found = search.fit(profiles, control=control, targets=targets)
+    seconds = time.process_time() - started
+    _write(found, out)
+    write_json(
+        out / "manifest.json",
+        {
+            "settings": config.model_dump(),
+            "env_key": env_key,
+            "control": found.environments_[0] if len(found.environments_) > 1 else None,
+            "data": _hash(data),
+            "known_edges": _hash(known_edges),
+            "known_targets": _hash(known_targets),
+            "environments": found.environments_,
+            "order": found.order_,
+            "score_nats": found.score_,
+            "processor_seconds": round(seconds, 3),
+            "versions": {name: version(name) for name in PACKAGES},
+        },
+    )
     return found
 
 

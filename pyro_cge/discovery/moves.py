@@ -8,7 +8,21 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .scores import TINY, Array, Prices, backward, block, cholesky, column, forward, local_score, norm2, residual
+from .scores import (
+    TINY,
+    Array,
+    Memo,
+    Prices,
+    backward,
+    block,
+    cholesky,
+    column,
+    forward,
+    local_score,
+    norm2,
+    remembered_score,
+    residual,
+)
 
 PROMISING = 2  # candidates of each kind that are scored in full
 
@@ -95,6 +109,7 @@ def best_addition(
     prices: Prices,
     now: float,
     targets: NDArray[np.bool_],
+    memo: Memo,
 ) -> tuple[float, int]:
     """Of some candidates the one to add, and the score with it; −1 if none improves on ``now``."""
     best, chosen = now + 1e-9, -1
@@ -104,7 +119,7 @@ def best_addition(
             candidates = _promising(grams, sizes, node, parents, k, candidates, prices, targets)
         for i in candidates:
             parents[k] = i
-            score = local_score(grams, sizes, node, parents, k + 1, prices, targets)
+            score = remembered_score(grams, sizes, node, parents, k + 1, prices, targets, memo)
             if score > best:
                 best, chosen = score, i
         return best, chosen
@@ -141,6 +156,7 @@ def best_removal(
     prices: Prices,
     now: float,
     targets: NDArray[np.bool_],
+    memo: Memo,
 ) -> tuple[float, int]:
     """The place of the parent to leave out, and the score without it; −1 if none improves on ``now``."""
     best, chosen = now + 1e-9, -1
@@ -149,7 +165,7 @@ def best_removal(
             gone = parents[a]
             if not kept[gone]:
                 parents[a] = parents[k - 1]
-                score = local_score(grams, sizes, node, parents, k - 1, prices, targets)
+                score = remembered_score(grams, sizes, node, parents, k - 1, prices, targets, memo)
                 parents[a] = gone
                 if score > best:
                     best, chosen = score, a

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .constrained import shown
 from .knowledge import FORBIDDEN, REQUIRED
 from .moves import best_addition, best_removal
-from .scores import Array, local_score
+from .scores import Array, local_score, remembered_score
 
 Parents = NDArray[np.int64]
 State = tuple[Parents, Parents, NDArray[np.int64], Parents, Array]  # order, place in it, parents, their numbers, scores
@@ -38,7 +38,7 @@ def _refit(
 
     Candidates are the nodes whose ``place`` in the order is before ``limit``.
     """
-    grams, sizes, prices, scratch = data
+    grams, sizes, prices, scratch, memo = data
     most = len(parents) - 1
     required = knowledge[:, node] == REQUIRED
     while True:
@@ -54,7 +54,7 @@ def _refit(
                     candidates[free] = i
                     free += 1
         while k < most and free > 0:
-            score, chosen = best_addition(grams, sizes, node, parents, k, candidates[:free], prices, now, scratch)
+            score, chosen = best_addition(grams, sizes, node, parents, k, candidates[:free], prices, now, scratch, memo)
             if chosen < 0:
                 break
             parents[k] = chosen
@@ -66,7 +66,7 @@ def _refit(
                     free -= 1
                     break
         while k > 0:
-            score, drop = best_removal(grams, sizes, node, parents, k, required, prices, now, scratch)
+            score, drop = best_removal(grams, sizes, node, parents, k, required, prices, now, scratch, memo)
             if drop < 0:
                 break
             parents[drop] = parents[k - 1]
@@ -89,12 +89,12 @@ def _gain(
     now: float,
 ) -> tuple[float, int]:
     """``new`` is now among the candidates: if it helps, grow and shrink from there."""
-    grams, sizes, prices, scratch = data
+    grams, sizes, prices, scratch, memo = data
     if k >= len(parents) - 1 or knowledge[new, node] == FORBIDDEN:
         return now, k
     one = np.empty(1, dtype=np.int64)
     one[0] = new
-    score, chosen = best_addition(grams, sizes, node, parents, k, one, prices, now, scratch)
+    score, chosen = best_addition(grams, sizes, node, parents, k, one, prices, now, scratch, memo)
     if chosen < 0:
         return now, k
     parents[k] = new
@@ -114,11 +114,11 @@ def _loss(
     now: float,
 ) -> tuple[float, int]:
     """``gone`` is no candidate any more: if it was a parent, go on without it."""
-    grams, sizes, prices, scratch = data
+    grams, sizes, prices, scratch, memo = data
     for a in range(k):
         if parents[a] == gone:
             parents[a] = parents[k - 1]
-            now = local_score(grams, sizes, node, parents, k - 1, prices, scratch)
+            now = remembered_score(grams, sizes, node, parents, k - 1, prices, scratch, memo)
             return _refit(data, node, parents, k - 1, place, limit, knowledge, now)
     return now, k
 
@@ -216,7 +216,7 @@ def _start(
     knowledge: NDArray[np.int8],
 ) -> None:
     """Parents of every node from scratch, given the order."""
-    grams, sizes, prices, scratch = data
+    grams, sizes, prices, scratch, _ = data
     d = len(order)
     for node in range(d):
         k = 0

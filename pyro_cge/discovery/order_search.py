@@ -42,8 +42,8 @@ class OrderSearch:
         ``λ_t``; 1 is the BIC.
     gamma : float
         Extended BIC: ``2 γ log d`` more for each edge (Foygel & Drton 2010).
-    restarts : int, optional
-        Times the best order is shaken and improved again. Default: 10, and 5 where there are environments.
+    restarts : int
+        Times the best order is shaken and improved again.
     max_parents : int, optional
         Default: a third of the reference's samples, at most 100.
     knowledge : Knowledge, optional
@@ -82,7 +82,7 @@ class OrderSearch:
         penalty: float = 2.0,
         target_penalty: float = 1.0,
         gamma: float = 0.0,
-        restarts: int | None = None,
+        restarts: int = 10,
         max_parents: int | None = None,
         knowledge: Knowledge | None = None,
         prior: EdgePrior | None = None,
@@ -92,7 +92,7 @@ class OrderSearch:
         for name, value in (("penalty", penalty), ("target_penalty", target_penalty)):
             if not value > 0:
                 raise ConfigError(f"{name} must be positive, got {value}")
-        if gamma < 0 or (restarts is not None and restarts < 0) or (max_parents is not None and max_parents < 1):
+        if gamma < 0 or restarts < 0 or (max_parents is not None and max_parents < 1):
             raise ConfigError(
                 f"gamma and restarts must not be negative and max_parents at least 1, got {gamma}, {restarts}, {max_parents}"
             )
@@ -124,6 +124,7 @@ class OrderSearch:
             For data no graph can be estimated from, and prior knowledge that contradicts itself.
         """
         from .order import search
+        from .scores import fresh_memo
 
         data = samples(X, env, control=control)
         table = (self.knowledge or Knowledge()).table(data.genes)
@@ -133,15 +134,14 @@ class OrderSearch:
         grams = data.grams()
         each, once = target_prices(data, self.target_penalty)
         prices = (self._edge_prices(data), each, once, known_targets(targets, data))
-        problem = (grams, data.sizes, prices, np.zeros(len(data.sizes), dtype=bool))
-        restarts = self.restarts if self.restarts is not None else 10 if len(data.sizes) == 1 else 5
+        problem = (grams, data.sizes, prices, np.zeros(len(data.sizes), dtype=bool), fresh_memo(d))
         order, _, parents, counts, scores = search(
             problem,
             self._start(table),
             table,
             precedence(table),
             most,
-            restarts=restarts,
+            restarts=self.restarts,
             seed=self.random_state,
             progress=self.progress,
         )
@@ -175,7 +175,7 @@ class OrderSearch:
         """Targets, weights and graphs that go with the adjacency found."""
         from .scores import local_score
 
-        grams, sizes, prices, _ = problem
+        grams, sizes, prices, *_ = problem
         targets = np.zeros((len(sizes), data.d), dtype=bool)
         self.weights_ = np.zeros((data.d, data.d))
         scale = data.x[data.env == 0].std(0)

@@ -17,6 +17,8 @@ from .inputs import TARGET, UNKNOWN
 Array = NDArray[np.float64]
 # What an edge costs [d, d]; a parameter of a target in each environment [E]; a target; which targets are known [E, d].
 Prices = tuple[Array, Array, float, NDArray[np.int8]]
+# Scores known already: hashes of (node, parents), their scores, and the random numbers hashes are made of [2, d].
+Memo = tuple[NDArray[np.uint64], Array, NDArray[np.uint64]]
 TINY = 1e-10
 ALTERNATIONS = 8  # of fitting the reference mechanism and choosing targets; two or three are enough
 
@@ -274,6 +276,35 @@ def _flip(
         if chosen[e]:
             shared += alone[e]
     return shared
+
+
+def fresh_memo(d: int, slots: int = 1 << 18) -> Memo:
+    """An empty memo; a new entry takes the place of whatever has its slot, so that it never grows."""
+    salt = np.random.default_rng(0).integers(1, 1 << 63, (2, d), dtype=np.uint64)
+    return np.zeros(slots, dtype=np.uint64), np.zeros(slots), salt
+
+
+@njit(cache=True)
+def remembered_score(
+    grams: Array,
+    sizes: Array,
+    node: int,
+    parents: NDArray[np.int64],
+    k: int,
+    prices: Prices,
+    targets: NDArray[np.bool_],
+    memo: Memo,
+) -> float:
+    """:func:`local_score`, but ``targets`` are written only where it is not known already."""
+    keys, values, salt = memo
+    key = salt[0, node]
+    for a in range(k):
+        key ^= salt[1, parents[a]]
+    slot = key & np.uint64(len(keys) - 1)
+    if keys[slot] != key:
+        values[slot] = local_score(grams, sizes, node, parents, k, prices, targets)
+        keys[slot] = key
+    return values[slot]
 
 
 @njit(cache=True)

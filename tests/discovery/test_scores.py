@@ -10,7 +10,7 @@ import pytest
 
 from pyro_cge.discovery.inputs import samples
 from pyro_cge.discovery.moves import best_addition, best_removal
-from pyro_cge.discovery.scores import local_score, score_tables
+from pyro_cge.discovery.scores import fresh_memo, local_score, remembered_score, score_tables
 
 EDGE, TARGET, ONCE = 3.0, 2.5, 1.5
 
@@ -77,20 +77,24 @@ def test_additions_and_removals_are_the_best_ones(environments):
     grams, sizes, scratch = data.grams(), data.sizes, np.zeros(environments, dtype=bool)
     parents = np.array([0, 1, 0, 0], dtype=np.int64)
     now, _ = score(data, 4, [0, 1])
-    value, chosen = best_addition(grams, sizes, 4, parents, 2, np.array([2, 3]), prices(environments), now, scratch)
+    value, chosen = best_addition(
+        grams, sizes, 4, parents, 2, np.array([2, 3]), prices(environments), now, scratch, fresh_memo(5)
+    )
     options = {i: score(data, 4, [0, 1, i])[0] for i in (2, 3)}
     best = max(options, key=options.get)
     assert (value, chosen) == (pytest.approx(options[best], abs=1e-5), best) if options[best] > now else chosen == -1
     full, _ = score(data, 4, [0, 1, 2, 3])
     parents = np.array([0, 1, 2, 3, 0], dtype=np.int64)
     kept, dear = np.zeros(5, dtype=bool), prices(environments, 50.0)
-    value, place = best_removal(grams, sizes, 4, parents, 4, kept, dear, full - 4 * (50.0 - EDGE), scratch)
+    value, place = best_removal(
+        grams, sizes, 4, parents, 4, kept, dear, full - 4 * (50.0 - EDGE), scratch, fresh_memo(5)
+    )
     scratch_score = [
         local_score(grams, sizes, 4, np.append(np.delete([0, 1, 2, 3], a), 0), 3, dear, scratch) for a in range(4)
     ]
     assert place == int(np.argmax(scratch_score)) and value == pytest.approx(max(scratch_score), abs=1e-4)
     kept[:] = True
-    assert best_removal(grams, sizes, 4, parents, 4, kept, dear, full, scratch)[1] == -1
+    assert best_removal(grams, sizes, 4, parents, 4, kept, dear, full, scratch, fresh_memo(5))[1] == -1
 
 
 def test_each_edge_has_its_own_price():
@@ -102,7 +106,7 @@ def test_each_edge_has_its_own_price():
     assert with_prices == pytest.approx(score(data, 4, [0, 1])[0] + 2 * EDGE - 201.0)
     now = local_score(data.grams(), data.sizes, 4, parents, 0, (edge, target, once, known), scratch)
     value, chosen = best_addition(
-        data.grams(), data.sizes, 4, parents, 0, np.arange(4), (edge, target, once, known), now, scratch
+        data.grams(), data.sizes, 4, parents, 0, np.arange(4), (edge, target, once, known), now, scratch, fresh_memo(5)
     )
     options = {i: score(data, 4, [i])[0] + EDGE - edge[i, 4] for i in range(4)}
     assert chosen == max(options, key=options.get) and value == pytest.approx(options[chosen], abs=1e-5)
@@ -135,3 +139,13 @@ def test_tables_hold_every_subset():
     table = score_tables(data.grams(), data.sizes, near, counts, prices(3))
     assert table[4, 3] == score(data, 4, [2, 3])[0] and table[4, 2] == score(data, 4, [3])[0]
     assert table[1, 0] == score(data, 1, [])[0] and np.isneginf(table[1, 2]) and np.isneginf(table[3, 1])
+
+
+def test_what_is_remembered_is_the_score():
+    """With a memo of four slots, entries take each other's place, and nothing is ever another set's score."""
+    data, memo, scratch = problem(0, 3), fresh_memo(5, slots=4), np.zeros(3, dtype=bool)
+    for _ in range(3):
+        for parents in ([0], [0, 1], [1, 0], [2, 3, 0], []):
+            padded = np.array([*parents, 0, 0])
+            found = remembered_score(data.grams(), data.sizes, 4, padded, len(parents), prices(3), scratch, memo)
+            assert found == pytest.approx(score(data, 4, parents)[0], abs=1e-9)
