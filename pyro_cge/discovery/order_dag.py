@@ -9,17 +9,18 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pyro import poutine
 from torch import Tensor, nn
 
 from ..arviz_export import graph_data
 from ..errors import ConfigError
 from ..seeds import isolated
+from .constrained import one_law
 from .distributions import LinearSEM
 from .edge_prior import EdgePrior
 from .graph_posterior import GraphPosterior, candidates, certain, sample_graph
-from .inputs import Array, samples
+from .inputs import Array
 from .knowledge import Knowledge
 from .order_search import OrderSearch
 from .results import named_graph
@@ -144,17 +145,17 @@ class OrderDAG(nn.Module):
 
     # From data
 
-    def start(self, X: Any) -> OrderDAG:
+    def start(self, X: Any, env: ArrayLike | str | None = None, *, control: Any = None) -> OrderDAG:
         """Tables of evidence, orders, and the priors that data choose: everything the guide needs.
 
         Raises
         ------
         DataError, ConfigError
-            As :class:`OrderSearch`.
+            As :class:`OrderSearch`; and for more than one environment.
         """
         from .orders import evidence_tables, gaussian_evidence
 
-        data = samples(X)
+        data = one_law(X, env, control)
         table = self.knowledge.table(data.genes)
         best = OrderSearch(knowledge=self.knowledge, random_state=self.random_state).fit(X)
         self.genes_, self.n_, x = data.genes, len(data.x), data.scaled
@@ -191,10 +192,10 @@ class OrderDAG(nn.Module):
                 edges = self._graphs.edge_probabilities.sum()
             yield np.full((d, d), (edges + 1) / (pairs + 2)), self.draws
 
-    def fit(self, X: Any) -> OrderDAG:
-        """Posterior of a graph given observations; see :meth:`start`."""
-        self.start(X)
-        data = samples(X)
+    def fit(self, X: Any, env: ArrayLike | str | None = None, *, control: Any = None) -> OrderDAG:
+        """Posterior of a graph given observations of one environment; see :meth:`start`."""
+        self.start(X, env, control=control)
+        data = one_law(X, env, control)
         self.edge_probabilities_, self.adjacency_ = self._graphs.edge_probabilities, self._graphs.best_dag()
         drawn = self.posterior(200)
         scale = data.x[data.env == 0].std(0)
