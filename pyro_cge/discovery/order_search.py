@@ -18,8 +18,6 @@ from .inputs import Array, Samples, known_targets, samples
 from .knowledge import REQUIRED, Knowledge, precedence
 from .results import named_graph
 
-MOST = 100  # parents of a node, unless asked otherwise
-
 
 class OrderSearch:
     """Linear-Gaussian structural equations; where environments are given, which of them change which mechanism.
@@ -45,7 +43,7 @@ class OrderSearch:
     restarts : int
         Times the best order is shaken and improved again.
     max_parents : int, optional
-        Default: a third of the reference's samples, at most 100.
+        Default: a third of the reference's samples.
     knowledge : Knowledge, optional
         Forbidden and required edges, tiers: enforced exactly.
     prior : EdgePrior, optional
@@ -129,7 +127,7 @@ class OrderSearch:
         data = samples(X, env, control=control)
         table = (self.knowledge or Knowledge()).table(data.genes)
         d = data.d
-        most = min(d - 1, max(1, int(data.sizes[0] // 3)), MOST) if self.max_parents is None else self.max_parents
+        most = min(d - 1, max(1, int(data.sizes[0] // 3))) if self.max_parents is None else self.max_parents
         most = min(d - 1, max(most, int((table == REQUIRED).sum(0).max())))
         grams = data.grams()
         each, once = target_prices(data, self.target_penalty)
