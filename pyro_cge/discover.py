@@ -37,7 +37,7 @@ class DiscoverConfig(BaseModel):
     penalty: float = Field(default=2.0, gt=0)
     target_penalty: float = Field(default=1.0, gt=0)
     gamma: float = Field(default=0.0, ge=0)
-    restarts: int = Field(default=10, ge=0)
+    restarts: int | None = Field(default=None, ge=0)
     max_parents: int | None = Field(default=None, ge=1)
     seed: int = 0
 

@@ -40,8 +40,9 @@ class OrderSearch:
         ``λ_t``; 1 is the BIC.
     gamma : float
         Extended BIC: ``2 γ log d`` more for each edge (Foygel & Drton 2010).
-    restarts : int
-        Times the best order is shaken and improved again.
+    restarts : int, optional
+        Times the best order is shaken and improved again. Default: 10, and ``1000 / d`` where that is more and there is one
+        environment, which leaves more local optima and costs less.
     max_parents : int, optional
         Default: a third of the reference's samples.
     knowledge : Knowledge, optional
@@ -80,7 +81,7 @@ class OrderSearch:
         penalty: float = 2.0,
         target_penalty: float = 1.0,
         gamma: float = 0.0,
-        restarts: int = 10,
+        restarts: int | None = None,
         max_parents: int | None = None,
         knowledge: Knowledge | None = None,
         prior: EdgePrior | None = None,
@@ -90,7 +91,7 @@ class OrderSearch:
         for name, value in (("penalty", penalty), ("target_penalty", target_penalty)):
             if not value > 0:
                 raise ConfigError(f"{name} must be positive, got {value}")
-        if gamma < 0 or restarts < 0 or (max_parents is not None and max_parents < 1):
+        if gamma < 0 or (restarts is not None and restarts < 0) or (max_parents is not None and max_parents < 1):
             raise ConfigError(
                 f"gamma and restarts must not be negative and max_parents at least 1, got {gamma}, {restarts}, {max_parents}"
             )
@@ -133,13 +134,15 @@ class OrderSearch:
         each, once = target_prices(data, self.target_penalty)
         prices = (self._edge_prices(data), each, once, known_targets(targets, data))
         problem = (grams, data.sizes, prices, np.zeros(len(data.sizes), dtype=bool), fresh_memo(d))
+        usual = max(10, 1000 // d) if len(data.sizes) == 1 else 10
+        restarts = usual if self.restarts is None else self.restarts
         order, _, parents, counts, scores = search(
             problem,
             self._start(table),
             table,
             precedence(table),
             most,
-            restarts=self.restarts,
+            restarts=restarts,
             seed=self.random_state,
             progress=self.progress,
         )
