@@ -250,4 +250,71 @@ CLAIMS = (
             ("ours: svae_plus, counts", "sVAE+'s code (counts)"),
         )
     ),
+    *(
+        Claim(
+            "structure",
+            f"edges wrong, targets unknown, {group}",
+            f"unknown_target_shd_by_contender/{group}/OrderSearch",
+            {
+                who: f"unknown_target_shd_by_contender/{group}/{who}"
+                for who in ("UtIgsp", "FLOP, pooled", "empty graph")
+            },
+            name="OrderSearch",
+            higher=False,
+        )
+        for group in (
+            "ER2 d20 soft",
+            "ER2 d20 hard",
+            "SF4 d20 soft",
+            "SF4 d20 hard",
+            "ER4 d20 soft",
+            "ER4 d20 hard",
+            "ER2 d50 soft",
+        )
+    ),
+    *(
+        Claim(
+            "structure",
+            f"edges wrong, targets unknown, 20 genes, {what}",
+            f"misspecified_shd/{what}/OrderSearch",
+            {who: f"misspecified_shd/{what}/{who}" for who in ("UtIgsp", "FLOP, pooled", "empty graph")},
+            name="OrderSearch",
+            higher=False,
+        )
+        for what in (
+            "mean shifts only",
+            "nonlinear mechanisms",
+            "50 cells an environment",
+            "skewed noise",
+            "a hidden confounder",
+        )
+    ),
+    *(
+        Claim(
+            "structure",
+            f"edges wrong, observations of {group}",
+            f"observational_shd/{group}/OrderSearch",
+            {
+                who: f"observational_shd/{group}/{who}"
+                for who in ("FLOP", "BOSS", "GRaSP", "GES", "DAGMA", "empty graph")
+            },
+            name="OrderSearch",
+            higher=False,
+        )
+        for group in ("ER2 d100 standardised", "ER4 d100 standardised", "SF4 d100 standardised")
+    ),
+    *(
+        Claim(
+            "nonlinear",
+            f"edges wrong of 40, nonlinear mechanisms, {family}",
+            f"nonlinear_shd/{family}",
+            {
+                who: f"others_shd/{who}/{family}"
+                for who in ("empty graph", "OrderSearch (linear)", "order by variance", "cold: mlp, trace-exponential")
+            },
+            name="NonparametricSCM",
+            higher=False,
+        )
+        for family in ("mlp", "gp", "gp-add")
+    ),
 )

@@ -11,6 +11,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 KEYS = {
+    "faithfulness": {"share_strong", "share_adjacency", "draws"},
     "explosion": {"exploded", "non_finite", "student_t_gain"},
     "peers": {"samples_per_s_ratio", "held_out"},
     "paper": {"angle_sd_deg", "rotated_angle_error_deg", "ood_ratio_6_3", "ood_6_4"},
@@ -27,8 +28,18 @@ KEYS = {
         "chain_shd",
         "chain_mmd_double",
     },
+    "structure": {
+        "unknown_target_shd",
+        "target_precision",
+        "target_recall",
+        "misspecified_shd",
+        "std_er2_d100_shd",
+        "rescaled_distance",
+        "edge_calibration_error",
+    },
     "knockdown_targets": {"top1_model", "top1_zscore", "top1_model_env", "top1_zscore_env"},
     "mechanism_classes": {"auc_model", "auc_signature", "auc_pca", "auc_tanimoto"},
+    "nonlinear": {"nonlinear_shd", "linear_parity"},
     "invariance": {
         "critic_accuracy_z",
         "critic_accuracy_z_count",

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from contract import finish, options
 
 import pyro_cge as cge
+from pyro_cge.discovery import OrderSearch
 from pyro_cge.metrics import mcc, structural_hamming_distance
 from pyro_cge.scm.graphs import adjacency, erdos_renyi
 from pyro_cge.scm.mechanisms import LinearMechanism
@@ -44,6 +45,10 @@ def one(kind: str, d: int, seed: int, epochs: int) -> dict[str, float]:
     first = cge.fit(free, cge.AmortizedGuide(free, hidden=()), data, epochs=epochs, seed=seed, **training)
     causes = torch.tensor(first.posterior(data).latents().to_numpy())
     found = mcc(causes, data.truth.c)
+    blind = OrderSearch().fit(causes.numpy(), data.env.numpy(), control=0)  # not told what was intervened on
+    told = ~table.isnan().numpy()
+    if kind == "mechanism":  # roots have no mechanism to change
+        told &= truth.scm.A.numpy().any(0)
 
     # Unit noise and the value set fix the scale and sign that free causes leave open.
     scm = cge.LearnedSCM(d, small)
@@ -70,6 +75,8 @@ def one(kind: str, d: int, seed: int, epochs: int) -> dict[str, float]:
     return {
         "shd": structural_hamming_distance(scm.A, truth.scm.A),
         "shd_start": start,
+        "shd_blind": structural_hamming_distance(blind.adjacency_, truth.scm.A),
+        "targets_blind": float((blind.targets_.to_numpy() == told).all(1).mean()),
         "shd_empty": int(truth.scm.A.sum()),
         "shd_chance": float(np.mean([structural_hamming_distance(A, truth.scm.A) for A in others])),
         "c_mcc": found,
@@ -82,7 +89,17 @@ def main() -> None:
     arguments = options(__doc__ or "", seeds=5).parse_args()
     epochs, sizes = (30, (4,)) if arguments.quick else (80, (5, 10))
     figures: dict[str, dict[str, float]] = {}
-    names = ("shd", "shd_start", "shd_empty", "shd_chance", "c_mcc", "true_edge_probability", "false_edge_probability")
+    names = (
+        "shd",
+        "shd_start",
+        "shd_blind",
+        "targets_blind",
+        "shd_empty",
+        "shd_chance",
+        "c_mcc",
+        "true_edge_probability",
+        "false_edge_probability",
+    )
     print(f"{'':<18}" + "".join(f"{name.replace('_probability', ''):>13}" for name in names))
     for kind in ("hard", "mechanism"):
         for d in sizes:

@@ -4,12 +4,15 @@ from .acyclicity import to_dag
 from .constrained import AugmentedLagrangian, CentralPath, SoftPenalty
 from .daggnn import DAGGNN
 from .edge_prior import EdgePrior
+from .edge_weights import EdgeWeights
 from .equivalence import d_separated, essential_graph
+from .factor import FactorDAG
 from .faithfulness import faithfulness_margin, unfaithful_share
 from .independence import KernelTests, LinearTests, OracleTests
 from .interventional import InterventionalSCM
 from .knockouts import KnockoutRanking
 from .knowledge import Knowledge
+from .large import LargeOrderSearch
 from .linear import LinearSCM
 from .lingam import LiNGAM
 from .nonparametric import NonparametricSCM
@@ -27,11 +30,14 @@ __all__ = [
     "AugmentedLagrangian",
     "CentralPath",
     "EdgePrior",
+    "EdgeWeights",
+    "FactorDAG",
     "Igsp",
     "InterventionalSCM",
     "KernelTests",
     "KnockoutRanking",
     "Knowledge",
+    "LargeOrderSearch",
     "LiNGAM",
     "LinearSCM",
     "LinearTests",
