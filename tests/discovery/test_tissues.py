@@ -67,7 +67,9 @@ def test_belief_decides_the_sign_of_a_weak_effect():
     tissue = np.r_[strong[1], ["small"] * 8]
 
     def positive(signs):
-        table = TissueSCM(GRAPH, signs=signs, steps=300).fit(x, tissue).effects_.set_index(["tissue", "cause", "effect"])
+        table = (
+            TissueSCM(GRAPH, signs=signs, steps=300).fit(x, tissue).effects_.set_index(["tissue", "cause", "effect"])
+        )
         return table.loc[("small", "a", "b"), "positive"]
 
     believed = positive({("a", "b"): (40.0, 1.0)})
