@@ -6,10 +6,9 @@ other, an inner optimiser solves each problem from where the last one ended.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,10 +16,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .acyclicity import log_det, trace_exponential
-from .inputs import Samples, samples
+from .progress import shown
 
 Term = Callable[[Tensor], Tensor]
-T = TypeVar("T")
 
 
 class Path(Protocol):
@@ -233,29 +231,3 @@ def train(
     """Minimise ``loss`` over DAGs, in place: the inner optimiser solves one problem of the path after the other."""
     for term in shown(path.terms(h, strength), None, progress):
         inner(lambda term=term: loss() + term(strength()))  # type: ignore[misc]
-
-
-def one_law(X: Any, env: Any = None, control: Any = None) -> Samples:
-    """Samples of one environment, for models that describe a single law.
-
-    Raises
-    ------
-    ConfigError
-        If there are more; DataError for unusable data.
-    """
-    data = samples(X, env, control=control)
-    if len(data.environments) > 1:
-        raise ConfigError(
-            f"this model describes one law, the data have {len(data.environments)} environments: pass the rows of one, or "
-            "use OrderSearch or InterventionalSCM, which tell the environments apart"
-        )
-    return data
-
-
-def shown(steps: Iterable[T], total: int | None, progress: bool | None) -> Iterator[T]:
-    """The steps, with a progress bar on standard error: by default only where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    hidden = not (sys.stderr.isatty() if progress is None else progress)
-    yield from track(steps, "fit", total=total, console=Console(stderr=True), disable=hidden)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..seeds import isolated
 from .acyclicity import penalty, to_dag
-from .constrained import Adam, Path, one_law, train
+from .constrained import Adam, Path, train
+from .inputs import one_law
 from .knowledge import FORBIDDEN, REQUIRED, Knowledge
 from .results import named_graph
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..seeds import isolated
-from .constrained import one_law, shown
+from .inputs import one_law
 from .large import LargeOrderSearch
 from .mean_field import horseshoe_curvature, horseshoe_kl, laplace_curvature, laplace_kl, log_normal_kl
+from .progress import shown
 from .results import edge_table
 
 PRIORS = ("laplace", "horseshoe")

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..seeds import isolated
-from .constrained import shown
 from .inputs import Samples, samples
 from .mean_field import laplace_kl, log_normal_kl
+from .progress import shown
 from .results import named_graph
 
 NOISE_WIDTH = 2.0  # of the prior of log noise_scale: nearly flat

@@ -44,7 +44,7 @@ def faithfulness_margin(weights: ArrayLike, *, condition: str = "strong") -> NDA
     ConfigError
         For weights with a cycle, or too many genes.
     """
-    from .separation import smallest
+    from .compiled.separation import smallest
 
     W = np.asarray(weights, dtype=float)
     d = W.shape[-1]

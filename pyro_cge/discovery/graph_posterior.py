@@ -66,7 +66,7 @@ class GraphPosterior:
         draws: int,
         seed: int,
     ) -> None:
-        from .orders import edge_marginals, exact_orders, gibbs_orders, subset_sums
+        from .compiled.orders import edge_marginals, exact_orders, gibbs_orders, subset_sums
 
         self.near, self.counts = near, counts
         self.weight = _prior_weight(tables, prior, knowledge, near, counts)
@@ -86,7 +86,7 @@ class GraphPosterior:
         logits : Tensor ``[draws]``
             Of the orders; equal ones are the posterior.
         """
-        from .orders import draw_parents
+        from .compiled.orders import draw_parents
 
         d = len(self.counts)
         which = pyro.sample("which", dist.Categorical(logits=logits), infer={"is_auxiliary": True})

@@ -109,6 +109,23 @@ def samples(x: Any, env: ArrayLike | None = None, *, control: Any = None, layer:
     return result
 
 
+def one_law(X: Any, env: Any = None, control: Any = None) -> Samples:
+    """Samples of one environment, for models that describe a single law.
+
+    Raises
+    ------
+    ConfigError
+        If there are more; DataError for unusable data.
+    """
+    data = samples(X, env, control=control)
+    if len(data.environments) > 1:
+        raise ConfigError(
+            f"this model describes one law, the data have {len(data.environments)} environments: pass the rows of one, or "
+            "use OrderSearch or InterventionalSCM, which tell the environments apart"
+        )
+    return data
+
+
 def known_targets(targets: Mapping[Any, Collection[str]] | None, data: Samples) -> NDArray[np.int8]:
     """``[E, d]``: 0 unknown, 1 not a target, 2 a target. An environment that is named has the targets named and no others.
 

@@ -23,12 +23,12 @@ from ..scm.latent import LatentSCM
 from ..scm.mechanisms import LinearMechanism
 from ..scm.shifts import NoiseShift
 from ..seeds import isolated
-from .constrained import shown
 from .distributions import LinearSEM, LinearSEMMoments
 from .graph_posterior import GraphPosterior, candidates, certain, sample_graph
 from .inputs import SPARED, TARGET, Samples, known_targets, samples
 from .knowledge import Knowledge
 from .order_search import OrderSearch, target_prices
+from .progress import shown
 from .results import named_graph
 
 EFFECTS = {"shift": (0.0, 3.0), "log_scale": (0.0, 1.0), "gamma": (0.5, 0.5)}  # prior means and standard deviations
@@ -181,7 +181,7 @@ class InterventionalSCM(nn.Module):
         DataError, ConfigError
             As :class:`OrderSearch`.
         """
-        from .scores import score_tables
+        from .compiled.scores import score_tables
 
         data = samples(X, env, control=control)
         if len(data.environments) < 2:

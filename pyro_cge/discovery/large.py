@@ -11,9 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
 from ..errors import ConfigError
-from .constrained import one_law
 from .equivalence import essential_graph
-from .inputs import Samples
+from .inputs import Samples, one_law
 from .knowledge import FORBIDDEN, REQUIRED, Knowledge
 
 NOISES = ("free", "equal")
@@ -203,7 +202,7 @@ class _Problem:
 
     def net(self, pairs: Ints) -> tuple[Any, ...]:
         """What the compiled search needs to know of the candidates."""
-        from .candidates import blocks_of
+        from .compiled.candidates import blocks_of
 
         pairs = np.union1d(pairs, self.pairs(self.required // self.d, self.required % self.d))
         node, near = pairs // self.d, pairs % self.d
@@ -215,14 +214,14 @@ class _Problem:
 
     def beyond(self, place: NDArray[np.float64], limit: NDArray[np.float64]) -> Ints:
         """Candidates by forward regression on those placed below each gene's limit."""
-        from .candidates import forward
+        from .compiled.candidates import forward
 
         return self.pairs(*forward(self.gram, self.n, self.edge, self.candidates, place, limit))
 
     def near(self, label: NDArray[np.float64], causes: Ints, effects: Ints, rng: np.random.Generator) -> Ints:
         """Candidates for an order and its edges: those, what is related to a gene given its parents, and regressors among
         the genes before a random place in its surroundings, as it would have if it moved there."""
-        from .candidates import related
+        from .compiled.candidates import related
 
         start = np.searchsorted(effects, np.arange(self.d + 1))
         place = np.argsort(np.argsort(label)).astype(float)
@@ -234,7 +233,7 @@ class _Problem:
         self, pairs: Ints, edge: float, noise: float, label: NDArray[np.float64], causes: Ints, effects: Ints, seed: int
     ) -> tuple[NDArray[np.float64], Ints, Ints]:
         """Improve the order (in place) and the edges: scores, causes, effects."""
-        from .sparse_order import search
+        from .compiled.sparse_order import search
 
         net = self.net(pairs)
         start, near = net[:2]
@@ -248,7 +247,7 @@ def _anneal(
     problem: _Problem, equal: bool, rounds: int, number: int, rng: np.random.Generator
 ) -> tuple[Any, float, Ints, Ints]:
     """Order, score, causes and effects."""
-    from .sparse_order import least_variance_first
+    from .compiled.sparse_order import least_variance_first
 
     p, d = problem, problem.d
     blanket = pairs = p.beyond(np.zeros(d), np.ones(d))

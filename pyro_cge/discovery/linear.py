@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .acyclicity import penalty, to_dag
-from .constrained import LBFGS, AugmentedLagrangian, CentralPath, Path, SoftPenalty, one_law, train
+from .constrained import LBFGS, AugmentedLagrangian, CentralPath, Path, SoftPenalty, train
 from .distributions import LinearSEM
-from .inputs import Samples
+from .inputs import Samples, one_law
 from .knowledge import FORBIDDEN, REQUIRED, Knowledge
 from .mean_field import horseshoe_curvature, horseshoe_kl, laplace_curvature, laplace_kl, linear_response, log_normal_kl
 from .order_search import OrderSearch

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..seeds import isolated
 from ..sites import NOTHING
-from .constrained import one_law, shown
 from .distributions import LinearSEM
-from .inputs import Array, Samples
+from .inputs import Array, Samples, one_law
 from .knowledge import REQUIRED, Knowledge, precedence
+from .progress import shown
 from .results import named_graph
 
 NOISES = ("generalised normal", "student t", "laplace")
@@ -235,7 +235,7 @@ class LiNGAM(nn.Module):
                 schedule.step()
 
     def _search(self, data: Samples) -> None:
-        from .negentropy import pairwise_order, search
+        from .compiled.negentropy import pairwise_order, search
 
         table, (n, d) = self.knowledge.table(data.genes), data.x.shape
         before, x = precedence(table), np.ascontiguousarray(data.scaled.T)

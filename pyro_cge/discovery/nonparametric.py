@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..seeds import isolated
 from .acyclicity import penalty, to_dag
-from .constrained import LBFGS, Path, one_law, train
+from .constrained import LBFGS, Path, train
+from .inputs import one_law
 from .knowledge import FORBIDDEN, REQUIRED, Knowledge
 from .results import named_graph
 

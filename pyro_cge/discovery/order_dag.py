@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from ..arviz_export import graph_data
 from ..errors import ConfigError
 from ..seeds import isolated
-from .constrained import one_law
 from .distributions import LinearSEM
 from .edge_prior import EdgePrior
 from .graph_posterior import GraphPosterior, candidates, certain, sample_graph
-from .inputs import Array
+from .inputs import Array, one_law
 from .knowledge import Knowledge
 from .order_search import OrderSearch
 from .results import named_graph
@@ -153,7 +152,7 @@ class OrderDAG(nn.Module):
         DataError, ConfigError
             As :class:`OrderSearch`; and for more than one environment.
         """
-        from .orders import evidence_tables, gaussian_evidence
+        from .compiled.orders import evidence_tables, gaussian_evidence
 
         data = one_law(X, env, control)
         table = self.knowledge.table(data.genes)

@@ -122,8 +122,8 @@ class OrderSearch:
         DataError, ConfigError
             For data no graph can be estimated from, and prior knowledge that contradicts itself.
         """
-        from .order import search
-        from .scores import fresh_memo
+        from .compiled.scores import fresh_memo
+        from .compiled.search import search
 
         data = samples(X, env, control=control)
         table = (self.knowledge or Knowledge()).table(data.genes)
@@ -174,7 +174,7 @@ class OrderSearch:
 
     def _profile(self, data: Samples, problem: tuple[Any, ...]) -> None:
         """Targets, weights and graphs that go with the adjacency found."""
-        from .scores import local_score
+        from .compiled.scores import local_score
 
         grams, sizes, prices, *_ = problem
         targets = np.zeros((len(sizes), data.d), dtype=bool)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..seeds import isolated
-from .constrained import shown
 from .distributions import LinearSEM, LinearSEMMoments, SignedNormal
 from .inputs import Samples, samples
 from .knowledge import Edge
 from .order_search import OrderSearch
+from .progress import shown
 from .results import named_graph
 
 ENHANCES, REPRESSES, UNKNOWN = (

@@ -11,7 +11,8 @@ import torch
 
 from pyro_cge.discovery import AugmentedLagrangian, CentralPath, SoftPenalty, to_dag
 from pyro_cge.discovery.acyclicity import PENALTIES, log_det, spectral_radius, trace_exponential
-from pyro_cge.discovery.constrained import LBFGS, Adam, one_law, train
+from pyro_cge.discovery.constrained import LBFGS, Adam, train
+from pyro_cge.discovery.inputs import one_law
 from pyro_cge.errors import ConfigError
 
 NAMES = list(PENALTIES)

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from pyro_cge.discovery.candidates import blocks_of, forward, related
-from pyro_cge.discovery.sparse_order import _sweep, least_variance_first, search
+from pyro_cge.discovery.compiled.candidates import blocks_of, forward, related
+from pyro_cge.discovery.compiled.sparse_order import _sweep, least_variance_first, search
 
 
 def columns(seed, n=200, d=12):

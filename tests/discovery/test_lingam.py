@@ -15,9 +15,9 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from scipy import stats
 
 from pyro_cge.discovery import Knowledge, LiNGAM
+from pyro_cge.discovery.compiled.negentropy import local_score, negentropy, pairwise_order
 from pyro_cge.discovery.inputs import samples
 from pyro_cge.discovery.lingam import GeneralisedNormal
-from pyro_cge.discovery.negentropy import local_score, negentropy, pairwise_order
 from pyro_cge.errors import ConfigError
 
 NOISE = {
@@ -96,7 +96,7 @@ def test_the_first_order_is_direct_lingams():
 
 
 def test_refinement_never_scores_worse_than_the_pairwise_order():
-    from pyro_cge.discovery.negentropy import search
+    from pyro_cge.discovery.compiled.negentropy import search
 
     for seed in range(4):
         x, _ = linear(seed, d=12, n=300)

@@ -15,7 +15,7 @@ from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
 
 from pyro_cge.discovery import EdgePrior, Knowledge, OrderDAG
-from pyro_cge.discovery.orders import edge_marginals, exact_orders, gaussian_evidence, gibbs_orders
+from pyro_cge.discovery.compiled.orders import edge_marginals, exact_orders, gaussian_evidence, gibbs_orders
 from pyro_cge.errors import ConfigError
 
 from .test_order_search import all_dags, linear

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from pyro_cge.discovery import EdgePrior, Knowledge, OrderSearch, essential_graph
+from pyro_cge.discovery.compiled.scores import local_score
 from pyro_cge.discovery.inputs import samples
-from pyro_cge.discovery.scores import local_score
 from pyro_cge.errors import ConfigError, DataError
 
 

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
+from pyro_cge.discovery.compiled.moves import best_addition, best_removal
+from pyro_cge.discovery.compiled.scores import fresh_memo, local_score, remembered_score, score_tables
 from pyro_cge.discovery.inputs import samples
-from pyro_cge.discovery.moves import best_addition, best_removal
-from pyro_cge.discovery.scores import fresh_memo, local_score, remembered_score, score_tables
 
 EDGE, TARGET, ONCE = 3.0, 2.5, 1.5
 

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .inputs import TARGET, UNKNOWN
+from ..inputs import TARGET, UNKNOWN
 
 Array = NDArray[np.float64]
 # What an edge costs [d, d]; a parameter of a target in each environment [E]; a target; which targets are known [E, d].

@@ -13,8 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .constrained import shown
-from .knowledge import FORBIDDEN, REQUIRED
+from ..knowledge import FORBIDDEN, REQUIRED
+from ..progress import shown
 from .moves import best_addition, best_removal
 from .scores import Array, local_score, remembered_score
 

@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from .knowledge import FORBIDDEN, REQUIRED
+from ..knowledge import FORBIDDEN, REQUIRED
 from .scores import Array, backward, cholesky, forward
 
 Places = NDArray[np.int64]

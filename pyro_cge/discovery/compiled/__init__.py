@@ -1,0 +1,1 @@
+"""Inner loops in numba, imported where they are used: scores, searches over orders, sums over parent sets, separations."""
