@@ -11,6 +11,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 KEYS = {
+    "large_graphs": {"d1000_shd", "big_tpr", "big_fdr", "big_cpu_s", "big_standardised_tpr", "big_standardised_fdr"},
     "faithfulness": {"share_strong", "share_adjacency", "draws"},
     "explosion": {"exploded", "non_finite", "student_t_gain"},
     "peers": {"samples_per_s_ratio", "held_out"},

@@ -50,11 +50,12 @@ class LargeOrderSearch:
         Of the extended BIC. Where there are as many genes as samples it must not be 0: with ``d²/2`` edges to choose from,
         the BIC alone admits hundreds that mean nothing.
     candidates : int
-        At most so many others are added to a gene's candidates in each way of choosing them.
+        At most so many others are added to a gene's candidates in each way of choosing them. Graphs with more than some
+        three edges a gene want more; up to 200 genes :class:`OrderSearch`, which looks at all, is the better choice.
     rounds : int, optional
         Choices of candidates and searches after the price of an edge has reached its own. Default: ``100,000 / d``, 10 to 30.
     starts : int, optional
-        Annealings, of which the best is kept. Default: ``300 / d``, 1 to 10: in small graphs one mistake is a large part,
+        Annealings, of which the best is kept. Default: ``1000 / d``, 1 to 5: in small graphs one mistake is a large part,
         and a start costs little.
     max_parents : int, optional
         Default: a third of the samples, at most 100.
@@ -133,7 +134,7 @@ class LargeOrderSearch:
         )
         del scaled
         rng = np.random.default_rng(self.random_state)
-        starts = max(1, min(10, 300 // d)) if self.starts is None else self.starts
+        starts = max(1, min(5, 1000 // d)) if self.starts is None else self.starts
         rounds = max(10, min(30, 100_000 // d)) if self.rounds is None else self.rounds
         tries = (_anneal(problem, self.noise == "equal", rounds, number, rng) for number in range(starts))
         label, score, causes, effects = max(tries, key=lambda answer: answer[1])
