@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike
+from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -24,7 +25,7 @@ from .results import named_graph
 NOISE_WIDTH = 2.0  # of the prior of log noise_scale: nearly flat
 
 
-class DAGGNN(nn.Module):
+class DAGGNN(PyroModule):
     """Noise of every gene, spread along a graph and bent by a network that all genes share.
 
     ::
@@ -115,6 +116,7 @@ class DAGGNN(nn.Module):
 
     # The model and its guide
 
+    @pyro_method
     def model(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Rows ``x [n, d]`` in the units of ``x_`` (standardised), or ``n`` new ones."""
         self._started()
@@ -125,6 +127,7 @@ class DAGGNN(nn.Module):
             z = pyro.sample("z", dist.Normal(zero[0], 1.0).to_event(1))
             return pyro.sample("x", dist.Normal(self.decode(z, W), scale).to_event(1), obs=x)
 
+    @pyro_method
     def guide(self, x: Tensor | None = None, n: int | None = None) -> None:
         """Points for the weights and noise scales; the encoder for the noise (without data, its prior)."""
         self._started()

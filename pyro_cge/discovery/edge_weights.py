@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
+from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -71,7 +72,7 @@ class SparseSEM(dist.TorchDistribution):
         return x
 
 
-class EdgeWeights(nn.Module):
+class EdgeWeights(PyroModule):
     """Weights of the edges of a given DAG, for graphs of up to tens of thousands of genes.
 
     ::
@@ -145,6 +146,7 @@ class EdgeWeights(nn.Module):
 
     # The model and its guide
 
+    @pyro_method
     def model(self, x: Tensor | None = None, index: Tensor | None = None, n: int | None = None) -> Tensor:
         """Rows ``x [B, d]`` of the standardised ``x_`` (``index``: which ones, of a minibatch), or ``n`` new ones."""
         m, d = len(self.squares), self.x_.shape[-1]
@@ -159,6 +161,7 @@ class EdgeWeights(nn.Module):
         with pyro.plate("cells", size, subsample=index):
             return pyro.sample("x", SparseSEM(self.edges, W, scale, self.generation), obs=x)
 
+    @pyro_method
     def guide(self, x: Tensor | None = None, index: Tensor | None = None, n: int | None = None) -> None:
         """Independent weights and scales."""
         if self.prior == "horseshoe":

@@ -14,6 +14,7 @@ import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike
 from pyro.distributions import constraints
+from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -73,7 +74,7 @@ class FactorSEM(dist.TorchDistribution):
         return x
 
 
-class FactorDAG(nn.Module):
+class FactorDAG(PyroModule):
     """A graph of genes → modules → genes, ``W = U V`` of rank ``M``, acyclic by construction.
 
     ::
@@ -162,6 +163,7 @@ class FactorDAG(nn.Module):
 
     # The model and its guide
 
+    @pyro_method
     def model(self, x: Tensor | None = None, index: Tensor | None = None, n: int | None = None) -> Tensor:
         """Rows ``x [B, d]`` of the standardised ``x_`` (``index``: which ones, of a minibatch), or ``n`` new ones."""
         d, m = self.U_loc.shape
@@ -176,6 +178,7 @@ class FactorDAG(nn.Module):
         with pyro.plate("cells", size, subsample=index):
             return pyro.sample("x", FactorSEM(U, V, scale, rows), obs=x)
 
+    @pyro_method
     def guide(self, x: Tensor | None = None, index: Tensor | None = None, n: int | None = None) -> None:
         """Independent levels, weights and scales; gradients pass straight through the draw of a level."""
         levels = dist.OneHotCategoricalStraightThrough(logits=self.level_logits, validate_args=False)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
+from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ..arviz_export import graph_data
@@ -35,7 +36,7 @@ EFFECTS = {"shift": (0.0, 3.0), "log_scale": (0.0, 1.0), "gamma": (0.5, 0.5)}  #
 SURE = 1e-9  # prior probability of what is known not to be
 
 
-class InterventionalSCM(nn.Module):
+class InterventionalSCM(PyroModule):
     """A linear structural causal model in ``E`` environments, each of which changes the mechanisms of a few genes.
 
     ::
@@ -113,6 +114,7 @@ class InterventionalSCM(nn.Module):
 
     # The model and its guide
 
+    @pyro_method
     def model(self, grams: Tensor | None = None, n: int = 1) -> Tensor:
         """Gram matrices of the environments' standardised genes (``grams``); without data, ``n`` new rows of each.
 
@@ -141,6 +143,7 @@ class InterventionalSCM(nn.Module):
         with environments, genes:
             return pyro.sample("x", LinearSEMMoments(W, loc, scale, gain), obs=LinearSEMMoments.observed(grams))
 
+    @pyro_method
     def guide(self, grams: Tensor | None = None, n: int = 1) -> None:
         """Graphs from their posterior; targets enumerated, and effects given targets (the prior where there is none)."""
         self._started()
@@ -227,7 +230,7 @@ class InterventionalSCM(nn.Module):
         optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.05 ** (1 / self.steps))
         elbo, self.history_ = TraceEnum_ELBO(max_plate_nesting=2), []
-        with isolated(self.random_state):
+        with isolated(self.random_state), pyro.get_param_store().scope():
             for _ in shown(range(self.steps), self.steps, self.progress):
                 optimiser.zero_grad()
                 loss = elbo.differentiable_loss(self.model, self.guide, self.grams)
@@ -302,7 +305,7 @@ class InterventionalSCM(nn.Module):
     def posterior(self, draws: int = 1000) -> dict[str, Tensor]:
         """Joint draws of all sites ``[draws, ...]``, standardised units."""
         self._started()
-        with isolated(self.random_state), torch.no_grad():
+        with isolated(self.random_state), torch.no_grad(), pyro.get_param_store().scope():
             traces = [poutine.trace(self.guide).get_trace() for _ in range(draws)]
         names = ("potential", "edge", "W", "noise_scale", "target", *EFFECTS)
         return {name: torch.stack([cast(Tensor, trace.nodes[name]["value"]) for trace in traces]) for name in names}

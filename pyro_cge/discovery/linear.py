@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike
+from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -27,7 +28,7 @@ PRIORS, NOISES = ("laplace", "horseshoe"), ("per gene", "shared", "unit")
 NOISE_WIDTH = 2.0  # of the prior of log noise_scale: nearly flat
 
 
-class LinearSCM(nn.Module):
+class LinearSCM(PyroModule):
     """Weights of a linear structural causal model, with a posterior or as the original methods estimate them.
 
     ::
@@ -179,6 +180,7 @@ class LinearSCM(nn.Module):
 
     # The model and its guide
 
+    @pyro_method
     def model(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Rows ``x [n, d]`` in the units of ``x_`` (centred, and standardised unless told otherwise), or ``n`` new ones."""
         self._started()
@@ -199,6 +201,7 @@ class LinearSCM(nn.Module):
         with pyro.plate("cells", len(x) if x is not None else n or 1):
             return pyro.sample("x", LinearSEM(W, 0.0, scale, acyclic=acyclic), obs=x)
 
+    @pyro_method
     def guide(self, x: Tensor | None = None, n: int | None = None) -> None:
         """Independent normal weights and log-normal scales, or with a path the weights themselves."""
         self._started()

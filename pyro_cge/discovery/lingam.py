@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from pyro.distributions import constraints
 from pyro.infer import Trace_ELBO
+from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -77,7 +78,7 @@ class GeneralisedNormal(dist.TorchDistribution):
         return self.loc + self.scale * sign * size
 
 
-class LiNGAM(nn.Module):
+class LiNGAM(PyroModule):
     """Linear non-Gaussian acyclic model: the whole graph is identified, not only its equivalence class.
 
     ::
@@ -160,6 +161,7 @@ class LiNGAM(nn.Module):
 
     # The model and its guide
 
+    @pyro_method
     def model(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Genes ``x [n, d]``, standardised; without data, ``n`` new rows."""
         self._started()
@@ -183,6 +185,7 @@ class LiNGAM(nn.Module):
         heavy = self.noise == "student t"
         return dist.LogNormal(zero + math.log(5.0 if heavy else 2.0), 1.0 if heavy else 0.5)
 
+    @pyro_method
     def guide(self, x: Tensor | None = None, n: int | None = None) -> None:
         """Normal weights; scales and shapes at a point."""
         self._started()
@@ -227,7 +230,7 @@ class LiNGAM(nn.Module):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.lr, fused=True)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.1 ** (1 / self.steps))
         elbo = Trace_ELBO()
-        with isolated(self.random_state), pyro.validation_enabled(False):
+        with isolated(self.random_state), pyro.validation_enabled(False), pyro.get_param_store().scope():
             for _ in shown(range(self.steps), self.steps, self.progress):
                 optimiser.zero_grad()
                 (elbo.differentiable_loss(self.model, self.guide, self.x) / len(self.x)).backward()

@@ -14,6 +14,7 @@ import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike
 from pyro.distributions import constraints
+from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -90,7 +91,7 @@ class AdditiveNoise(dist.TorchDistribution):
         return x
 
 
-class NonparametricSCM(nn.Module):
+class NonparametricSCM(PyroModule):
     """Mechanisms of any shape with additive Gaussian noise.
 
     ::
@@ -215,6 +216,7 @@ class NonparametricSCM(nn.Module):
 
     # The model and its guide
 
+    @pyro_method
     def model(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Rows ``x [n, d]`` in the units of ``x_`` (standardised), or ``n`` new ones."""
         self._started()
@@ -232,6 +234,7 @@ class NonparametricSCM(nn.Module):
         with pyro.plate("cells", len(x) if x is not None else n or 1):
             return pyro.sample("x", AdditiveNoise(lambda value: self.mechanisms(value, inputs, layers), scale), obs=x)
 
+    @pyro_method
     def guide(self, x: Tensor | None = None, n: int | None = None) -> None:
         """The most probable weights and scales."""
         self._started()

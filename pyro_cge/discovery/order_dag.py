@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike, NDArray
 from pyro import poutine
+from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ..arviz_export import graph_data
@@ -28,7 +29,7 @@ LEARNING = 4  # rounds in which the density of edges is learned
 WIDTHS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.5, 7.0, 10.0)  # of the slab, of which the evidence chooses
 
 
-class OrderDAG(nn.Module):
+class OrderDAG(PyroModule):
     """Order, edges and weights of a linear-Gaussian structural causal model, with their joint posterior.
 
     ::
@@ -102,6 +103,7 @@ class OrderDAG(nn.Module):
 
     # The model and its guide
 
+    @pyro_method
     def model(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Genes ``x [n, d]``, standardised; without data, ``n`` new rows."""
         self._started()
@@ -114,6 +116,7 @@ class OrderDAG(nn.Module):
             law = LinearSEM(W * edge, 0.0, variance.sqrt(), acyclic=True)
             return pyro.sample("x", law, obs=x)
 
+    @pyro_method
     def guide(self, x: Tensor | None = None, n: int | None = None) -> None:
         """The posterior; its one parameter are the logits of the orders drawn (equal to begin with)."""
         self._started()
@@ -208,7 +211,7 @@ class OrderDAG(nn.Module):
     def posterior(self, draws: int = 1000) -> dict[str, Tensor]:
         """Joint draws of ``potential``, ``edge``, ``noise_variance`` and ``W``, standardised units ``[draws, ...]``."""
         self._started()
-        with isolated(self.random_state), torch.no_grad():
+        with isolated(self.random_state), torch.no_grad(), pyro.get_param_store().scope():
             traces = [poutine.trace(self.guide).get_trace() for _ in range(draws)]
         names = ("potential", "edge", "noise_variance", "W")
         return {name: torch.stack([cast(Tensor, trace.nodes[name]["value"]) for trace in traces]) for name in names}

@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike
 from pyro.infer import Trace_ELBO
+from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -31,7 +32,7 @@ ENHANCES, REPRESSES, UNKNOWN = (
 )  # Beta laws of the share of tissues with a positive effect
 
 
-class TissueSCM(nn.Module):
+class TissueSCM(PyroModule):
     """One graph, and in each tissue its own weights, of which something is believed: "A enhances B in most tissues".
 
     ::
@@ -101,6 +102,7 @@ class TissueSCM(nn.Module):
 
     # The model and its guide
 
+    @pyro_method
     def model(self, grams: Tensor | None = None, n: int = 1) -> Tensor:
         """Gram matrices of the tissues' genes ``[T, d+1, d+1]``; without data, ``n`` new rows of each tissue."""
         self._started()
@@ -122,6 +124,7 @@ class TissueSCM(nn.Module):
             law = LinearSEMMoments(W, torch.zeros_like(scale), scale, torch.ones_like(scale))
             return pyro.sample("x", law, obs=LinearSEMMoments.observed(grams))
 
+    @pyro_method
     def guide(self, grams: Tensor | None = None, n: int = 1) -> None:
         """Beta shares, Normal weights, LogNormal scales."""
         self._started()
@@ -188,7 +191,7 @@ class TissueSCM(nn.Module):
         optimiser = torch.optim.Adam(self.parameters(), lr=self.lr, betas=(0.9, 0.99))
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.03 ** (1 / self.steps))
         elbo, self.history_ = Trace_ELBO(), []
-        with isolated(self.random_state):
+        with isolated(self.random_state), pyro.get_param_store().scope():
             for _ in shown(range(self.steps), self.steps, self.progress):
                 optimiser.zero_grad()
                 loss = elbo.differentiable_loss(self.model, self.guide, self.grams)

@@ -12,6 +12,7 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 
 from pyro_cge.discovery import (
     DAGGNN,
@@ -26,6 +27,7 @@ from pyro_cge.discovery import (
     OrderSearch,
     UtIgsp,
 )
+from pyro_cge.discovery.inputs import samples
 from pyro_cge.errors import ConfigError, DataError
 
 GENES = ["a", "b", "c", "d", "e"]
@@ -172,6 +174,22 @@ def test_an_environment_of_one_sample(name):
     env = np.array(["control"] * 199 + ["drug"])
     with pytest.raises((DataError, ConfigError), match="single sample|environment"):
         ALL[name]().fit(rows(), env)
+
+
+@pytest.mark.parametrize("name", PYRO)
+def test_plain_svi_trains(name):
+    """Every parameter of the guide reaches the parameter store, and moves."""
+    model = ALL[name]().start(**data(name))
+    given = model.grams if hasattr(model, "grams") else torch.from_numpy(samples(data(name)["X"]).scaled)
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    elbo = TraceEnum_ELBO(max_plate_nesting=2) if "Interventional" in name else Trace_ELBO()
+    svi = SVI(model.model, model.guide, pyro.optim.Adam({"lr": 1e-2}), elbo)
+    losses = [svi.step(given) for _ in range(3)]
+    pyro.clear_param_store()
+    assert np.isfinite(losses).all()
+    assert any(not torch.equal(before[key], value) for key, value in model.named_parameters())
 
 
 @pytest.mark.parametrize("name", PYRO)
