@@ -163,7 +163,7 @@ class NonparametricSCM(PyroModule):
     (GraN-DAG); Friedman, Nachman 2000 (Gaussian process networks); Bühlmann, Peters, Ernest 2014 (CAM).
     """
 
-    inputs: nn.Parameter
+    inputs_loc: nn.Parameter
     bias: nn.Parameter
     noise_log_scale: nn.Parameter
     x_: Tensor
@@ -221,7 +221,7 @@ class NonparametricSCM(PyroModule):
         """Rows ``x [n, d]`` in the units of ``x_`` (standardised), or ``n`` new ones."""
         self._started()
         rate = torch.full(self.free.shape, self.n_ * self.l1, dtype=self.x_.dtype, device=self.x_.device)
-        law = GroupLaplace(rate, self.inputs.shape[-1])
+        law = GroupLaplace(rate, self.inputs_loc.shape[-1])
         inputs = pyro.sample("inputs", law.mask(self.free).to_event(2)) * self.free.unsqueeze(-1)
         ridge = rate.new_tensor((self.n_ * self.l2) ** -0.5)
         layers = [
@@ -238,7 +238,7 @@ class NonparametricSCM(PyroModule):
     def guide(self, x: Tensor | None = None, n: int | None = None) -> None:
         """The most probable weights and scales."""
         self._started()
-        pyro.sample("inputs", dist.Delta(self.inputs).mask(self.free.unsqueeze(-1)).to_event(3))
+        pyro.sample("inputs", dist.Delta(self.inputs_loc).mask(self.free.unsqueeze(-1)).to_event(3))
         for i, layer in enumerate(self.layers):
             pyro.sample(f"layer_{i + 1}", dist.Delta(layer).to_event(3))
         pyro.sample("noise_scale", dist.Delta(self.noise_log_scale.exp()).to_event(1))
@@ -246,7 +246,7 @@ class NonparametricSCM(PyroModule):
     def mechanisms(self, x: Tensor, inputs: Tensor | None = None, layers: Sequence[Tensor] | None = None) -> Tensor:
         """``f_j(x)`` of every gene ``[..., d]``, standardised units; by default of the weights learned."""
         if inputs is None or layers is None:
-            inputs, layers = self.inputs * self.free.unsqueeze(-1), list(self.layers)
+            inputs, layers = self.inputs_loc * self.free.unsqueeze(-1), list(self.layers)
         if self.head == "sobolev":
             basis = self._waves * torch.sin((x.unsqueeze(-1) + REACH) / self._waves)  # [..., d, k]
             return _contract("...ik,...ijk->...j", basis, inputs) + self.bias[:, 0]
@@ -271,7 +271,7 @@ class NonparametricSCM(PyroModule):
 
     def objective(self) -> Tensor:
         """``−1/n log p(x, inputs, layers, noise_scale)`` without constants ``[]``."""
-        inputs, scale = self.inputs * self.free.unsqueeze(-1), self.noise_log_scale
+        inputs, scale = self.inputs_loc * self.free.unsqueeze(-1), self.noise_log_scale
         left = (self.x_ - self.mechanisms(self.x_)) * (-scale).exp()
         value = 0.5 * (left * left).sum() / self.n_ + scale.sum()
         value = value + self.l1 * torch.linalg.vector_norm(inputs, dim=-1).sum()
@@ -326,7 +326,7 @@ class NonparametricSCM(PyroModule):
         with isolated(self.random_state, "mechanisms"):
             draw = torch.randn(d, d, widths[0], dtype=torch.double)
             size = 0.05 if self.path is not None or self.head == "sobolev" else 0.5
-            self.inputs = nn.Parameter((size * draw).to(device) * self.free.unsqueeze(-1))
+            self.inputs_loc = nn.Parameter((size * draw).to(device) * self.free.unsqueeze(-1))
             self.bias = nn.Parameter(torch.randn(d, widths[0], dtype=torch.double).to(device))
             shapes = list(itertools.pairwise(widths))
             layers = [torch.randn(d, a, b, dtype=torch.double) / math.sqrt(a) for a, b in shapes]
@@ -350,7 +350,7 @@ class NonparametricSCM(PyroModule):
         return self
 
     def _strength(self) -> Tensor:
-        return self.strengths(self.inputs * self.free.unsqueeze(-1), list(self.layers))
+        return self.strengths(self.inputs_loc * self.free.unsqueeze(-1), list(self.layers))
 
     def _finish(self) -> None:
         with torch.no_grad():
@@ -359,7 +359,7 @@ class NonparametricSCM(PyroModule):
             self.strengths_ = to_dag(strengths, self.threshold)
             kept = torch.as_tensor(self.strengths_ > 0, device=self.free.device)
             self.free &= kept
-            self.inputs.mul_(kept.unsqueeze(-1))
+            self.inputs_loc.mul_(kept.unsqueeze(-1))
         slopes = torch.func.vmap(torch.func.jacrev(self.mechanisms))(self.x_[:500]).mean(0).T  # [cause, effect]
         self.adjacency_ = kept.cpu().numpy().astype(np.int64)
         if self.path is None:
@@ -373,7 +373,7 @@ class NonparametricSCM(PyroModule):
         self.graph_ = named_graph(self.adjacency_, self.genes_, **facts)
 
     def _started(self) -> None:
-        if not hasattr(self, "inputs"):
+        if not hasattr(self, "inputs_loc"):
             raise ConfigError("NonparametricSCM has seen no data yet: call start(X) or fit(X) first")
 
 
