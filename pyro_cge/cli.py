@@ -236,7 +236,9 @@ def discover(
         Path | None, typer.Option(help="CSV of environment, gene; targets of other environments are inferred.")
     ] = None,
     penalty: Annotated[float | None, typer.Option(help="Of an edge: 1 is the BIC, 2 (default) sparser.")] = None,
-    restarts: Annotated[int | None, typer.Option(help="Times the best order is shaken (default 20).")] = None,
+    restarts: Annotated[
+        int | None, typer.Option(help="Times the best order is shaken (default 10; more in small graphs).")
+    ] = None,
     config: Config = None,
     overrides: Overrides = [],  # noqa: B006
     seed: Seed = None,

@@ -149,3 +149,19 @@ def test_what_is_remembered_is_the_score():
             padded = np.array([*parents, 0, 0])
             found = remembered_score(data.grams(), data.sizes, 4, padded, len(parents), prices(3), scratch, memo)
             assert found == pytest.approx(score(data, 4, parents)[0], abs=1e-9)
+
+
+@pytest.mark.parametrize(("cells", "parents"), [(2, 1), (3, 2), (5, 4), (9, 8), (12, 8), (30, 4)])
+def test_few_cells_are_no_targets_by_overfitting(cells, parents):
+    """Nothing is intervened on; 100 small environments, at most 3 % of them targets (chance at this price: about 1 %)."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(500 + 100 * cells, 9))
+    x[:, 8] += x[:, :8].sum(1)
+    env = np.r_[np.zeros(500, dtype=int), np.repeat(np.arange(1, 101), cells)]
+    data, chosen = samples(x, env, control=0), np.zeros(101, dtype=bool)
+    fair = np.full((9, 9), 3.0), 0.5 * np.log(data.sizes), math.log(8), np.zeros((101, 9), dtype=np.int8)
+    padded = np.append(np.arange(parents), 0)
+    local_score(data.grams(), data.sizes, 8, padded, parents, fair, chosen)
+    assert chosen.sum() <= 3
+    fair[3][1, 8] = 2  # known: kept, however few its samples
+    assert np.isfinite(local_score(data.grams(), data.sizes, 8, padded, parents, fair, chosen)) and chosen[1]

@@ -121,7 +121,8 @@ def local_score(
         −Σ_e n_e/2 (log σ_e² + 1)  −  Σ_parents edge[parent, node]  −  Σ_targets (target[e] · (k + 2) + once)
 
     Environments that are no targets share coefficients, intercept and variance with environment 0, the reference; a
-    target has its own (shift, scale and parents' effects may all differ). Which are targets is found by alternating,
+    target has its own (shift, scale and parents' effects may all differ), and pays for it what so few samples overfit, if
+    that is more. Which are targets is found by alternating,
     from two starts: fit the shared mechanism, then take whatever is better off on its own. Written into ``targets [E]``.
     """
     edge, target, once, known = prices
@@ -141,7 +142,12 @@ def local_score(
             rights[e, a] = grams[e, row, node]
         squares[e] = grams[e, node, node]
         alone[e] = _likelihood(parts[e], rights[e], squares[e], sizes[e], 0.0, nothing, nothing[0], 1e-6, low)
-        alone[e] -= target[e] * size + target[e] + once
+        # A regression on few samples fits its own noise: by n p / (n − p − 1) nats on average (Hurvich & Tsai 1989).
+        spare = sizes[e] - k - 3
+        overfit = sizes[e] * (k + 2) / spare if spare > 0 else np.inf
+        alone[e] -= max(target[e] * (k + 2), overfit) + once
+        if spare <= 0 and known[e, node] == TARGET:
+            alone[e] = 0.0  # so few samples say nothing of a mechanism of their own, whatever its parents
     best, chosen, first = -np.inf, np.zeros(count, dtype=np.bool_), np.zeros(count, dtype=np.bool_)
     for start in range(2):  # from no targets, and from the reference alone
         chosen[0] = False
