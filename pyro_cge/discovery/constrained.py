@@ -12,10 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .acyclicity import log_det, trace_exponential
+from .knowledge import REQUIRED, Knowledge
 from .progress import shown
 
 Term = Callable[[Tensor], Tensor]
@@ -231,3 +233,17 @@ def train(
     """Minimise ``loss`` over DAGs, in place: the inner optimiser solves one problem of the path after the other."""
     for term in shown(path.terms(h, strength), None, progress):
         inner(lambda term=term: loss() + term(strength()))  # type: ignore[misc]
+
+
+def table_on(path: Path | None, knowledge: Knowledge, genes: list[str]) -> NDArray[np.int8]:
+    """Table of prior knowledge ``[d, d]`` for a start from the order search, or for a path.
+
+    Raises
+    ------
+    ConfigError
+        For required edges on a path, which only forbids.
+    """
+    table = knowledge.table(genes)
+    if path is not None and (table == REQUIRED).any():
+        raise ConfigError("required edges are kept by the order search: leave out the path, or the required edges")
+    return table

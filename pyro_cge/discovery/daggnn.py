@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..seeds import isolated
 from .acyclicity import penalty, to_dag
-from .constrained import Adam, Path, train
+from .constrained import Adam, Path, table_on, train
+from .distributions import NOISE_WIDTH
 from .inputs import one_law
-from .knowledge import FORBIDDEN, REQUIRED, Knowledge
+from .knowledge import FORBIDDEN, Knowledge
 from .results import named_graph
-
-NOISE_WIDTH = 2.0  # of the prior of log noise_scale: nearly flat
 
 
 class DAGGNN(PyroModule):
@@ -182,9 +181,7 @@ class DAGGNN(PyroModule):
             For unusable data (:func:`~pyro_cge.discovery.inputs.samples`) and contradictory knowledge.
         """
         data = one_law(X)
-        table = self.knowledge.table(data.genes)
-        if self.path is not None and (table == REQUIRED).any():
-            raise ConfigError("required edges are kept by the order search: leave out the path, or the required edges")
+        table = table_on(self.path, self.knowledge, data.genes)
         self.genes_, self.n_, d, x = data.genes, len(data.x), data.d, data.scaled
         free, W = table != FORBIDDEN, np.zeros((d, d))
         if self.path is None:

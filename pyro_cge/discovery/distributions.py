@@ -11,6 +11,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+NOISE_WIDTH = 2.0  # of the prior of log noise_scale: nearly flat
+
 
 class LinearSEM(dist.TorchDistribution):
     """``x_j = gain_j Σ_i x_i W[i, j] + u_j`` with independent noise ``u_j ~ noise(loc_j, scale_j)``.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..seeds import isolated
+from .distributions import NOISE_WIDTH
 from .inputs import one_law
 from .large import LargeOrderSearch
 from .mean_field import horseshoe_curvature, horseshoe_kl, laplace_curvature, laplace_kl, log_normal_kl
@@ -24,7 +25,6 @@ from .progress import shown
 from .results import edge_table
 
 PRIORS = ("laplace", "horseshoe")
-NOISE_WIDTH = 2.0  # of the prior of log noise_scale: nearly flat
 
 
 class SparseSEM(dist.TorchDistribution):

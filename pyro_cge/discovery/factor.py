@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..seeds import isolated
+from .distributions import NOISE_WIDTH
 from .inputs import Samples, samples
 from .mean_field import laplace_kl, log_normal_kl
 from .progress import shown
 from .results import named_graph
 
-NOISE_WIDTH = 2.0  # of the prior of log noise_scale: nearly flat
 HOT, COLD = 1.0, 0.3  # temperatures of the relaxed levels
 
 

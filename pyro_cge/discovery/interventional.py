@@ -29,8 +29,8 @@ from .graph_posterior import GraphPosterior, candidates, certain, sample_graph
 from .inputs import SPARED, TARGET, Samples, known_targets, samples
 from .knowledge import Knowledge
 from .order_search import OrderSearch, target_prices
-from .progress import shown
 from .results import named_graph
+from .variational import train_guide
 
 EFFECTS = {"shift": (0.0, 3.0), "log_scale": (0.0, 1.0), "gamma": (0.5, 0.5)}  # prior means and standard deviations
 SURE = 1e-9  # prior probability of what is known not to be
@@ -228,16 +228,15 @@ class InterventionalSCM(PyroModule):
         others = [p for name, p in self.named_parameters() if name != "target_logits"]
         groups = [{"params": others, "lr": self.lr}, {"params": [self.target_logits], "lr": 5 * self.lr}]
         optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
-        schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.05 ** (1 / self.steps))
-        elbo, self.history_ = TraceEnum_ELBO(max_plate_nesting=2), []
-        with isolated(self.random_state), pyro.get_param_store().scope():
-            for _ in shown(range(self.steps), self.steps, self.progress):
-                optimiser.zero_grad()
-                loss = elbo.differentiable_loss(self.model, self.guide, self.grams)
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-                self.history_.append(float(loss.detach()))
+        elbo = TraceEnum_ELBO(max_plate_nesting=2)
+        self.history_ = train_guide(
+            lambda: elbo.differentiable_loss(self.model, self.guide, self.grams),
+            optimiser,
+            steps=self.steps,
+            decay=0.05,
+            seed=self.random_state,
+            progress=self.progress,
+        )
         self._summarise()
         return self
 

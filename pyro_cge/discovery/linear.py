@@ -16,16 +16,15 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .acyclicity import penalty, to_dag
-from .constrained import LBFGS, AugmentedLagrangian, CentralPath, Path, SoftPenalty, train
-from .distributions import LinearSEM
+from .constrained import LBFGS, AugmentedLagrangian, CentralPath, Path, SoftPenalty, table_on, train
+from .distributions import NOISE_WIDTH, LinearSEM
 from .inputs import Samples, one_law
-from .knowledge import FORBIDDEN, REQUIRED, Knowledge
+from .knowledge import FORBIDDEN, Knowledge
 from .mean_field import horseshoe_curvature, horseshoe_kl, laplace_curvature, laplace_kl, linear_response, log_normal_kl
 from .order_search import OrderSearch
 from .results import named_graph
 
 PRIORS, NOISES = ("laplace", "horseshoe"), ("per gene", "shared", "unit")
-NOISE_WIDTH = 2.0  # of the prior of log noise_scale: nearly flat
 
 
 class LinearSCM(PyroModule):
@@ -280,9 +279,7 @@ class LinearSCM(PyroModule):
             For unusable data (:func:`~pyro_cge.discovery.inputs.samples`) and contradictory knowledge.
         """
         data = one_law(X)
-        table = self.knowledge.table(data.genes)
-        if self.path is not None and (table == REQUIRED).any():
-            raise ConfigError("required edges are kept by the order search: leave out the path, or the required edges")
+        table = table_on(self.path, self.knowledge, data.genes)
         self.genes_, self.n_, self._scale = (
             data.genes,
             len(data.x),

@@ -16,13 +16,12 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..seeds import isolated
 from ..sites import NOTHING
 from .distributions import LinearSEM
 from .inputs import Array, Samples, one_law
 from .knowledge import REQUIRED, Knowledge, precedence
-from .progress import shown
 from .results import named_graph
+from .variational import train_guide
 
 NOISES = ("generalised normal", "student t", "laplace")
 SHAPES = (0.7, 10.0)  # of the generalised normal: from beyond Laplace to almost uniform
@@ -228,14 +227,16 @@ class LiNGAM(PyroModule):
 
     def _train(self) -> None:
         optimiser = torch.optim.Adam(self.parameters(), lr=self.lr, fused=True)
-        schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.1 ** (1 / self.steps))
         elbo = Trace_ELBO()
-        with isolated(self.random_state), pyro.validation_enabled(False), pyro.get_param_store().scope():
-            for _ in shown(range(self.steps), self.steps, self.progress):
-                optimiser.zero_grad()
-                (elbo.differentiable_loss(self.model, self.guide, self.x) / len(self.x)).backward()
-                optimiser.step()
-                schedule.step()
+        with pyro.validation_enabled(False):
+            train_guide(
+                lambda: elbo.differentiable_loss(self.model, self.guide, self.x) / len(self.x),
+                optimiser,
+                steps=self.steps,
+                decay=0.1,
+                seed=self.random_state,
+                progress=self.progress,
+            )
 
     def _search(self, data: Samples) -> None:
         from .compiled.negentropy import pairwise_order, search

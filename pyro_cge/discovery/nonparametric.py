@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..seeds import isolated
 from .acyclicity import penalty, to_dag
-from .constrained import LBFGS, Path, train
+from .constrained import LBFGS, Path, table_on, train
+from .distributions import NOISE_WIDTH
 from .inputs import one_law
-from .knowledge import FORBIDDEN, REQUIRED, Knowledge
+from .knowledge import FORBIDDEN, Knowledge
 from .results import named_graph
 
 HEADS, STRENGTHS = ("mlp", "sobolev"), ("group", "paths")
 REACH = 3.0  # standard deviations on either side, on which a Sobolev basis is one
-NOISE_WIDTH = 2.0  # of the prior of log noise_scale: nearly flat
 
 
 class GroupLaplace(dist.TorchDistribution):
@@ -290,9 +290,7 @@ class NonparametricSCM(PyroModule):
             For unusable data (:func:`~pyro_cge.discovery.inputs.samples`) and contradictory knowledge.
         """
         data = one_law(X)
-        table = self.knowledge.table(data.genes)
-        if self.path is not None and (table == REQUIRED).any():
-            raise ConfigError("required edges are kept by the order search: leave out the path, or the required edges")
+        table = table_on(self.path, self.knowledge, data.genes)
         self.genes_, self.n_, d = data.genes, len(data.x), data.d
         self._scale, x = data.x.std(0), data.scaled
         free = table != FORBIDDEN

@@ -17,13 +17,12 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..seeds import isolated
 from .distributions import LinearSEM, LinearSEMMoments, SignedNormal
 from .inputs import Samples, samples
 from .knowledge import Edge
 from .order_search import OrderSearch
-from .progress import shown
 from .results import named_graph
+from .variational import train_guide
 
 ENHANCES, REPRESSES, UNKNOWN = (
     (8.0, 2.0),
@@ -189,16 +188,15 @@ class TissueSCM(PyroModule):
         """Train by SVI. ``X`` as in :func:`~pyro_cge.discovery.inputs.samples`, ``tissue`` one label a sample."""
         self.start(X, tissue).to(device)
         optimiser = torch.optim.Adam(self.parameters(), lr=self.lr, betas=(0.9, 0.99))
-        schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.03 ** (1 / self.steps))
-        elbo, self.history_ = Trace_ELBO(), []
-        with isolated(self.random_state), pyro.get_param_store().scope():
-            for _ in shown(range(self.steps), self.steps, self.progress):
-                optimiser.zero_grad()
-                loss = elbo.differentiable_loss(self.model, self.guide, self.grams)
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-                self.history_.append(float(loss.detach()))
+        elbo = Trace_ELBO()
+        self.history_ = train_guide(
+            lambda: elbo.differentiable_loss(self.model, self.guide, self.grams),
+            optimiser,
+            steps=self.steps,
+            decay=0.03,
+            seed=self.random_state,
+            progress=self.progress,
+        )
         self._summarise()
         return self
 
