@@ -28,6 +28,7 @@ LAYERS = [
     ("posterior",),
     ("train",),
     ("metrics", "interpret"),
+    ("imputation",),
     ("plots",),
     ("config",),
     ("runs",),

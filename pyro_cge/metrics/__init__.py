@@ -21,6 +21,7 @@ from .graphs import (
     structural_intervention_distance,
     target_precision_recall,
 )
+from .imputation import imputation_scores
 from .prediction import (
     mean_interval,
     pearson_per_profile,
@@ -45,6 +46,7 @@ __all__ = [
     "edge_recovery",
     "essential_distance",
     "holm",
+    "imputation_scores",
     "linear_r2",
     "match_latents",
     "mcc",
