@@ -229,15 +229,27 @@ def discover(
     out: Out = Path("runs/discover"),
     env_key: Annotated[str | None, typer.Option(help="Column that names the environment; none: observational.")] = None,
     control: Annotated[str | None, typer.Option(help="The unperturbed environment; default the first row's.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer of the .h5ad file; default its X.")] = None,
     known_edges: Annotated[
         Path | None, typer.Option(help="CSV of cause, effect, kind (forbidden or required): enforced exactly.")
+    ] = None,
+    tiers: Annotated[
+        Path | None, typer.Option(help="CSV of gene, tier (a number): genes never act on those of a lower tier.")
     ] = None,
     known_targets: Annotated[
         Path | None, typer.Option(help="CSV of environment, gene; targets of other environments are inferred.")
     ] = None,
     penalty: Annotated[float | None, typer.Option(help="Of an edge: 1 is the BIC, 2 (default) sparser.")] = None,
     restarts: Annotated[
-        int | None, typer.Option(help="Times the best order is shaken (default 10; more in small graphs).")
+        int | None,
+        typer.Option(help="Times the best order is shaken (default 10; 1,000 / genes if more and observational)."),
+    ] = None,
+    large: Annotated[
+        bool | None,
+        typer.Option(
+            "--large/--no-large",
+            help="The search for thousands of genes (default: from 500 genes on, if there is one environment).",
+        ),
     ] = None,
     config: Config = None,
     overrides: Overrides = [],  # noqa: B006
@@ -248,10 +260,20 @@ def discover(
     from .discover import DiscoverConfig, summary
     from .discover import discover as search
 
-    settings = read_settings(DiscoverConfig, config, overrides, penalty=penalty, restarts=restarts, seed=seed)
+    settings = read_settings(
+        DiscoverConfig, config, overrides, penalty=penalty, restarts=restarts, large=large, seed=seed
+    )
     _new_folder(out)
     found = search(
-        settings, data, out, env_key=env_key, control=control, known_edges=known_edges, known_targets=known_targets
+        settings,
+        data,
+        out,
+        env_key=env_key,
+        control=control,
+        layer=layer,
+        known_edges=known_edges,
+        tiers=tiers,
+        known_targets=known_targets,
     )
     typer.echo(summary(found))
     typer.echo(f"graph, targets and figures are in {out}/")

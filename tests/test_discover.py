@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from pyro_cge import plots
 from pyro_cge.cli import app
 from pyro_cge.discovery import OrderSearch
 from pyro_cge.errors import ConfigError, DataError, PyroCgeError
@@ -105,6 +106,64 @@ def test_known_edges_are_enforced(profiles, table, tmp_path):
            "--out", tmp_path / "found")  # fmt: skip
     edges = set(nx.read_graphml(tmp_path / "found" / "graph.graphml").edges)
     assert ("Mek", "Raf") in edges and ("Mek", "Akt") not in edges
+
+
+def test_edges_directed_by_what_is_known_are_said_to_be(profiles, tmp_path):
+    """Observational data leave the chain open; a root directs it, and what follows from it."""
+    cells = tmp_path / "control.csv"
+    profiles.loc[profiles["perturbation"] == "DMSO", GENES].to_csv(cells, index=False)
+    tiers = tmp_path / "tiers.csv"
+    tiers.write_text("gene,tier\nErk,10\nMek,2\nRaf,1\n")
+    text = invoke("--data", cells, "--tiers", tiers, "--out", tmp_path / "found")
+    edges = pd.read_csv(tmp_path / "found" / "edges.csv")
+    assert set(zip(edges["cause"], edges["effect"], strict=True)) == EDGES and edges["directed"].all()
+    assert "direction open for 0" in text
+    assert json.loads((tmp_path / "found" / "manifest.json").read_text())["tiers"]["file"] == "tiers.csv"
+    tiers.write_text("gene,tier\nErk,late\n")
+    with pytest.raises(ConfigError, match="row 2: tier is 'late', expected a number"):
+        invoke("--data", cells, "--tiers", tiers, "--out", tmp_path / "other")
+
+
+def test_a_layer_is_read_instead_of_x(profiles, table, tmp_path):
+    obs = profiles[["perturbation"]].set_index(profiles.index.astype(str))
+    noise = np.random.default_rng(1).standard_normal((len(profiles), 4))
+    adata = anndata.AnnData(noise, obs=obs, var=pd.DataFrame(index=GENES), layers={"log": profiles[GENES].to_numpy()})
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    options = ["--data", tmp_path / "cells.h5ad", "--env-key", "perturbation", "--control", "DMSO"]
+    invoke(*options, "--layer", "log", "--out", tmp_path / "found")
+    assert set(nx.read_graphml(tmp_path / "found" / "graph.graphml").edges) == EDGES
+    assert json.loads((tmp_path / "found" / "manifest.json").read_text())["layer"] == "log"
+    with pytest.raises(DataError, match="no layer 'counts'; the file has \\['log'\\]"):
+        invoke(*options, "--layer", "counts", "--out", tmp_path / "other")
+    with pytest.raises(ConfigError, match="a table has no layer"):
+        invoke("--data", table, "--layer", "log", "--out", tmp_path / "other")
+
+
+def test_many_observational_genes_get_the_search_for_them_and_a_drawing_that_can_be_read(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 30))
+    for j in range(1, 30):
+        x[:, j] += 0.6 * x[:, j - 1]
+    pd.DataFrame(x, columns=[f"g{j}" for j in range(30)]).to_csv(tmp_path / "cells.csv", index=False)
+    drawn = []
+    graph = plots.graph
+    monkeypatch.setattr(plots, "graph", lambda estimate: drawn.append(estimate) or graph(estimate))
+    monkeypatch.setattr("pyro_cge.discover.MANY", 20)
+    monkeypatch.setattr("pyro_cge.discover.DRAWN", 12)
+    for name, options in (("auto", ()), ("exact", ("--no-large", "--restarts", 0)), ("one", ("--restarts", 0))):
+        invoke("--data", tmp_path / "cells.csv", "--out", tmp_path / name, *options)
+        edges = pd.read_csv(tmp_path / name / "edges.csv")
+        assert len(edges) >= 29
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        assert manifest["search"] == ("OrderSearch" if name == "exact" else "LargeOrderSearch")
+        strongest = edges.iloc[edges["weight"].abs().argmax()]
+        assert len(drawn[-1]) <= 12 and drawn[-1].has_edge(strongest["cause"], strongest["effect"])
+        assert len(nx.read_graphml(tmp_path / name / "graph.graphml")) == 30, "the files hold all"
+
+
+def test_the_large_search_takes_one_environment(table, tmp_path):
+    with pytest.raises(ConfigError, match="3 environments"):
+        invoke("--data", table, "--env-key", "perturbation", "--large", "--out", tmp_path / "found")
 
 
 def test_known_targets_are_kept(table, tmp_path):

@@ -9,6 +9,7 @@ from .equivalence import d_separated, essential_graph
 from .factor import FactorDAG
 from .faithfulness import faithfulness_margin, unfaithful_share
 from .independence import KernelTests, LinearTests, OracleTests
+from .inputs import samples
 from .interventional import InterventionalSCM
 from .knockouts import KnockoutRanking
 from .knowledge import Knowledge
@@ -55,6 +56,7 @@ __all__ = [
     "essential_graph",
     "faithfulness_margin",
     "named_graph",
+    "samples",
     "to_dag",
     "trees_of",
     "unfaithful_share",

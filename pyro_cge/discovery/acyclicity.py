@@ -109,7 +109,7 @@ def penalty(name: str) -> Callable[[Tensor], Tensor]:
     return PENALTIES[name]
 
 
-def to_dag(weights: ArrayLike, threshold: float = 0.0) -> NDArray[np.float64]:
+def to_dag(weights: ArrayLike, threshold: float = 0.0, keep: ArrayLike | None = None) -> NDArray[np.float64]:
     """``W`` without weights below ``threshold``, and without the next larger ones until no cycle is left.
 
     The cut is the smallest that gives a DAG, since leaving out more edges never closes a cycle.
@@ -119,17 +119,22 @@ def to_dag(weights: ArrayLike, threshold: float = 0.0) -> NDArray[np.float64]:
     weights : array ``[d, d]``
     threshold : float
         Weights of a smaller absolute value go in any case.
+    keep : array ``[d, d]``, bool, optional
+        Edges without a cycle that stay, however small.
     """
-    W = np.where(np.abs(weights) < threshold, 0.0, np.asarray(weights, dtype=float))
-    sizes = np.unique(np.abs(W[W != 0]))
+    W, kept = np.asarray(weights, dtype=float), np.zeros(np.shape(weights), dtype=bool)
+    if keep is not None:
+        kept |= np.asarray(keep, dtype=bool)
+    W = np.where((np.abs(W) < threshold) & ~kept, 0.0, W)
+    sizes = np.unique(np.abs(W[(W != 0) & ~kept]))
     low, high = 0, len(sizes)  # number of the smallest sizes that go
     while low < high:
         middle = (low + high) // 2
-        if _acyclic(np.abs(W) > (sizes[middle - 1] if middle else 0.0)):
+        if _acyclic((np.abs(W) > (sizes[middle - 1] if middle else 0.0)) | kept):
             high = middle
         else:
             low = middle + 1
-    return np.where(np.abs(W) > (sizes[low - 1] if low else 0.0), W, 0.0)
+    return np.where((np.abs(W) > (sizes[low - 1] if low else 0.0)) | kept, W, 0.0)
 
 
 def _acyclic(edges: NDArray[np.bool_]) -> bool:

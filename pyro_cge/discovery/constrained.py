@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, NonFiniteLossError
 from .acyclicity import log_det, trace_exponential
 from .knowledge import REQUIRED, Knowledge
 from .progress import shown
@@ -93,9 +93,10 @@ class CentralPath:
             raise ConfigError(f"mu and s need equally many positive values, got {self.mu} and {self.s}")
 
     def terms(self, h: Term, strength: Callable[[], Tensor]) -> Iterator[Term]:
-        for mu, s in zip(self.mu, self.s, strict=True):
-            while not torch.isfinite(log_det(strength().detach(), s)):
-                s += 0.1  # outside of the domain that the last problem ended in
+        for problem, (mu, s) in enumerate(zip(self.mu, self.s, strict=True)):
+            now = _finite(strength, problem)
+            while not torch.isfinite(log_det(now, s)):
+                s += 0.1 * max(1.0, s)  # outside of the domain that the last problem ended in
             yield lambda A, mu=mu, s=s: log_det(A, s) / mu  # type: ignore[misc]
 
 
@@ -116,6 +117,20 @@ class SoftPenalty:
 
     def terms(self, h: Term, strength: Callable[[], Tensor]) -> Iterator[Term]:
         yield lambda A: self.weight * h(A)
+
+
+def _finite(strength: Callable[[], Tensor], problem: int) -> Tensor:
+    """``A``, checked: no problem of a path can start from, or end at, weights that are not numbers."""
+    now = strength().detach()
+    if not torch.isfinite(now).all():
+        raise NonFiniteLossError(
+            f"problem {problem} of the path has weights that are not finite: check the weights it starts from, and choose "
+            "a smaller learning rate or standardised columns",
+            site="W",
+            epoch=problem,
+            batch=0,
+        )
+    return now
 
 
 def _augmented(h: Tensor, alpha: float, rho: float) -> Tensor:
@@ -230,9 +245,16 @@ def train(
     *,
     progress: bool | None = None,
 ) -> None:
-    """Minimise ``loss`` over DAGs, in place: the inner optimiser solves one problem of the path after the other."""
-    for term in shown(path.terms(h, strength), None, progress):
+    """Minimise ``loss`` over DAGs, in place: the inner optimiser solves one problem of the path after the other.
+
+    Raises
+    ------
+    NonFiniteLossError
+        If a problem ends at weights that are not finite.
+    """
+    for problem, term in enumerate(shown(path.terms(h, strength), None, progress)):
         inner(lambda term=term: loss() + term(strength()))  # type: ignore[misc]
+        _finite(strength, problem)
 
 
 def table_on(path: Path | None, knowledge: Knowledge, genes: list[str]) -> NDArray[np.int8]:

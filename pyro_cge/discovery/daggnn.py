@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import networkx as nx
 import numpy as np
-import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
@@ -20,7 +20,7 @@ from .acyclicity import penalty, to_dag
 from .constrained import Adam, Path, table_on, train
 from .distributions import NOISE_WIDTH
 from .inputs import one_law
-from .knowledge import FORBIDDEN, Knowledge
+from .knowledge import FORBIDDEN, REQUIRED, Knowledge
 from .results import named_graph
 
 
@@ -51,7 +51,7 @@ class DAGGNN(PyroModule):
     acyclicity : {"trace-exponential", "log-det", "spectral"}
         Of the path.
     threshold : float, optional
-        Smaller weights are left out in the end. Default: 0.3 with a path, none without.
+        Smaller weights are left out in the end, but for those of required edges. Default: 0.3 with a path, none without.
     lr : float
     steps : int
         Of Adam, for each problem of the path; without one, in all.
@@ -60,7 +60,7 @@ class DAGGNN(PyroModule):
         Enforced exactly. Required edges need the order search.
     random_state : int
     progress : bool, optional
-        A bar over the problems of a path; by default only on a terminal.
+        A bar over the restarts of the order search or the problems of a path; by default only on a terminal.
 
     Attributes
     ----------
@@ -69,6 +69,8 @@ class DAGGNN(PyroModule):
     weights_ : ndarray ``[d, d]``
         ``W``, which is between the hidden values of the genes and has no units.
     graph_ : DiGraph
+    order_ : list of str
+        Causes first.
     objective_ : float
         Negative evidence lower bound a sample, nats (standardised columns).
     genes_ : list of str
@@ -183,18 +185,18 @@ class DAGGNN(PyroModule):
         data = one_law(X)
         table = table_on(self.path, self.knowledge, data.genes)
         self.genes_, self.n_, d, x = data.genes, len(data.x), data.d, data.scaled
-        free, W = table != FORBIDDEN, np.zeros((d, d))
+        free, W, self._required = table != FORBIDDEN, np.zeros((d, d)), table == REQUIRED
         if self.path is None:
             from .gaussian_process import process_order
 
-            seed = self.random_state
-            _, edges, _ = process_order(x, data.genes, self.knowledge, edge=1.0, max_parents=6, restarts=3, seed=seed)
+            settings: dict[str, Any] = {"edge": 1.0, "max_parents": 6, "restarts": 3, "progress": self.progress}
+            _, edges, _ = process_order(x, data.genes, self.knowledge, seed=self.random_state, **settings)
             free = edges > 0
             for j in range(d):
                 W[free[:, j], j] = np.linalg.lstsq(x[:, free[:, j]], x[:, j], rcond=None)[0]
         device = next(self.encoder.parameters()).device
         for name, value in (("x_", x), ("free", free)):
-            self.register_buffer(name, torch.as_tensor(value, device=device))
+            self.register_buffer(name, torch.as_tensor(value, device=device), persistent=name != "x_")
         self.W_loc = nn.Parameter(torch.as_tensor(W, device=device))
         self.noise_log_scale = nn.Parameter(torch.zeros(d, dtype=torch.double, device=device))
         return self
@@ -202,7 +204,7 @@ class DAGGNN(PyroModule):
     def fit(self, X: Any, env: ArrayLike | str | None = None, *, control: Any = None) -> DAGGNN:
         """Train; ConfigError for environments: this is one law."""
         data = one_law(X, env, control)
-        self.start(pd.DataFrame(data.x, columns=data.genes))
+        self.start(data)
         inner = Adam(list(self.parameters()), lr=self.lr, steps=self.steps)
         with isolated(self.random_state, "training"):
             if self.path is None:
@@ -212,10 +214,11 @@ class DAGGNN(PyroModule):
             with torch.no_grad():
                 self.objective_ = float(torch.stack([self.objective(self.x_) for _ in range(20)]).mean())
                 W = (self.W_loc * self.free).cpu().numpy()
-                self.weights_ = to_dag(W, self.threshold)
+                self.weights_ = to_dag(W, self.threshold, self._required)
                 self.W_loc.copy_(torch.as_tensor(self.weights_))
-        self.adjacency_ = (self.weights_ != 0).astype(np.int64)
+        self.adjacency_ = ((self.weights_ != 0) | self._required).astype(np.int64)
         self.graph_ = named_graph(self.adjacency_, self.genes_, weight=self.weights_)
+        self.order_ = list(nx.topological_sort(self.graph_))
         return self
 
     def _minibatch(self) -> Tensor:

@@ -11,6 +11,7 @@ import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
+from numpy.typing import ArrayLike
 from pyro.distributions import constraints
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from ..errors import ConfigError
 from ..seeds import isolated
 from .distributions import NOISE_WIDTH
 from .inputs import one_law
-from .large import LargeOrderSearch
+from .large import DENSE, LargeOrderSearch
 from .mean_field import horseshoe_curvature, horseshoe_kl, laplace_curvature, laplace_kl, log_normal_kl
 from .progress import shown
 from .results import edge_table
@@ -101,6 +102,10 @@ class EdgeWeights(PyroModule):
     ----------
     graph_ : DiGraph
         With ``weight`` (posterior mean) and ``sd`` on the edges, in the units of the data.
+    adjacency_, weights_ : ndarray or scipy.sparse.csr_array ``[d, d]``
+        The same as matrices; sparse for more than 2,000 genes.
+    order_ : list of str
+        Causes first.
     genes_ : list of str
     history_ : list of float
         Negative bound a cell, after each epoch.
@@ -112,6 +117,8 @@ class EdgeWeights(PyroModule):
     noise_log_scale: nn.Parameter
     local_loc: nn.Parameter
     local_log_scale: nn.Parameter
+    adjacency_: Any
+    weights_: Any
     x_: Tensor
     edges: Tensor
     generation: Tensor
@@ -149,6 +156,7 @@ class EdgeWeights(PyroModule):
     @pyro_method
     def model(self, x: Tensor | None = None, index: Tensor | None = None, n: int | None = None) -> Tensor:
         """Rows ``x [B, d]`` of the standardised ``x_`` (``index``: which ones, of a minibatch), or ``n`` new ones."""
+        self._started()
         m, d = len(self.squares), self.x_.shape[-1]
         width = self.x_.new_full((m,), self.prior_scale)
         if self.prior == "horseshoe":
@@ -164,6 +172,7 @@ class EdgeWeights(PyroModule):
     @pyro_method
     def guide(self, x: Tensor | None = None, index: Tensor | None = None, n: int | None = None) -> None:
         """Independent weights and scales."""
+        self._started()
         if self.prior == "horseshoe":
             pyro.sample("local", dist.LogNormal(self.local_loc, self.local_log_scale.exp()).to_event(1))
         loc, log_scale = self._weights()
@@ -200,7 +209,9 @@ class EdgeWeights(PyroModule):
             For data that cannot be used, and a graph over other genes.
         """
         data = one_law(X)
-        graph = LargeOrderSearch(random_state=self.random_state).fit(X).graph_ if self.graph is None else self.graph
+        graph = self.graph
+        if graph is None:
+            graph = LargeOrderSearch(random_state=self.random_state, progress=self.progress).fit(data).graph_
         place = {gene: j for j, gene in enumerate(data.genes)}
         strange = [str(node) for node in graph if node not in place]
         if strange:
@@ -227,15 +238,22 @@ class EdgeWeights(PyroModule):
             self.local_loc, self.local_log_scale = nn.Parameter(size.log()), nn.Parameter(flat.clone())
         return self
 
-    def fit(self, X: Any) -> EdgeWeights:
-        """Start, then lower the bound.
+    def fit(
+        self,
+        X: Any,
+        env: ArrayLike | str | None = None,
+        *,
+        control: Any = None,
+        device: torch.device | str = "cpu",
+    ) -> EdgeWeights:
+        """Start, then lower the bound; ConfigError for environments: this is one law.
 
         Raises
         ------
         DataError, ConfigError
             As :meth:`start`.
         """
-        self.start(X)
+        self.start(one_law(X, env, control)).to(device)
         n, self.history_ = len(self.x_), list[float]()
         optimizer = torch.optim.Adam(self.parameters(), lr=self.lr, fused=True)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, max(1, self.epochs))
@@ -255,6 +273,10 @@ class EdgeWeights(PyroModule):
         table = self.posterior()
         for row in table.itertuples(index=False):
             self.graph_.add_edge(row.cause, row.effect, weight=row.weight, sd=row.sd)
+        self.order_ = list(nx.topological_sort(self.graph_))
+        kinds: tuple[tuple[str | None, Any], ...] = ((None, np.int64), ("weight", np.float64))
+        found = (nx.to_scipy_sparse_array(self.graph_, self.genes_, dtype, weight) for weight, dtype in kinds)
+        self.adjacency_, self.weights_ = (m if len(self.genes_) > DENSE else m.toarray() for m in found)
         return self
 
     @torch.no_grad()
@@ -264,24 +286,30 @@ class EdgeWeights(PyroModule):
         The guide's own deviations are those given the gene's other weights; these are corrected by linear response
         (Giordano, Broderick, Jordan 2015).
         """
+        self._started()
         loc, log_scale = self._weights()
         if self.prior == "horseshoe":
             prior = horseshoe_curvature(self.local_loc, self.local_log_scale, self.prior_scale)
         else:
             prior = laplace_curvature(loc, log_scale, self.prior_scale)
-        precision = (2 * (2 * self.noise_log_scale).exp() - 2 * self.noise_loc).exp().numpy()
-        x, (causes, effects), sd = self.x_.numpy(), self.edges.numpy(), np.zeros(len(loc))
+        precision = (2 * (2 * self.noise_log_scale).exp() - 2 * self.noise_loc).exp().cpu().numpy()
+        x, (causes, effects), sd = self.x_.cpu().numpy(), self.edges.cpu().numpy(), np.zeros(len(loc))
+        mean, curved = loc.cpu().numpy(), prior.cpu().numpy()
         start = np.searchsorted(effects, np.arange(x.shape[1] + 1))
         for j in np.flatnonzero(np.diff(start)):
             here = slice(start[j], start[j + 1])
             block = x[:, causes[here]]
-            curvature = precision[j] * block.T @ block + np.diag(prior[here].numpy())
+            curvature = precision[j] * block.T @ block + np.diag(curved[here])
             sd[here] = np.sqrt(np.diag(np.linalg.inv(curvature)))
         units = self.scale_[effects] / self.scale_[causes]
         graph = nx.DiGraph()
-        for a, b, weight, s in zip(causes, effects, loc.numpy() * units, sd * units, strict=True):
+        for a, b, weight, s in zip(causes, effects, mean * units, sd * units, strict=True):
             graph.add_edge(self.genes_[a], self.genes_[b], weight=float(weight), sd=float(s))
         return edge_table(graph)
+
+    def _started(self) -> None:
+        if not hasattr(self, "shift"):
+            raise ConfigError("EdgeWeights has seen no data yet: call start(X) or fit(X) first")
 
 
 def _least_squares(x: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from scipy.linalg import cholesky, solve_triangular
 from .inputs import Array
 from .knowledge import FORBIDDEN, REQUIRED, Knowledge, precedence
 from .order_search import OrderSearch
+from .progress import shown
 
 Parents = frozenset[int]
 AMPLITUDES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # of the function's variance over the noise's
@@ -145,22 +146,25 @@ class ProcessSearch:
                 value, parents = new, parents - {gone}
         return value, parents
 
-    def run(self, order: list[int], *, restarts: int = 3, seed: int = 0) -> list[int]:
+    def run(self, order: list[int], *, restarts: int = 3, seed: int = 0, progress: bool | None = None) -> list[int]:
         """A better order: nodes are put back where the total evidence is highest, until none moves.
 
-        Restarts move three nodes of the best order to random places and go on from there.
+        Restarts move three nodes of the best order to random places and go on from there. The progress bar is over climbs.
         """
-        rng = np.random.default_rng(seed)
-        best = self._climb(order, rng)
-        for _ in range(restarts):
-            order = list(best)
-            for node in rng.choice(len(order), min(3, len(order)), replace=False).tolist():
-                rest, low, high = self._places(order, node)
-                place = int(rng.integers(low, high + 1))
-                order = [*rest[:place], node, *rest[place:]]
+        rng, best = np.random.default_rng(seed), order
+        for climb in shown(range(restarts + 1), restarts + 1, progress):
+            if climb:
+                order = self._disturbed(best, rng)
             order = self._climb(order, rng)
-            best = max(best, order, key=self.total)
+            best = max(best, order, key=self.total) if climb else order
         return best
+
+    def _disturbed(self, order: list[int], rng: np.random.Generator) -> list[int]:
+        for node in rng.choice(len(order), min(3, len(order)), replace=False).tolist():
+            rest, low, high = self._places(order, node)
+            place = int(rng.integers(low, high + 1))
+            order = [*rest[:place], node, *rest[place:]]
+        return order
 
     def total(self, order: list[int]) -> float:
         """Evidence of the best graph of an order, in nats."""
@@ -207,10 +211,18 @@ class ProcessSearch:
 
 
 def process_order(
-    x: Array, genes: list[str], knowledge: Knowledge, *, edge: float, max_parents: int, restarts: int, seed: int
+    x: Array,
+    genes: list[str],
+    knowledge: Knowledge,
+    *,
+    edge: float,
+    max_parents: int,
+    restarts: int,
+    seed: int,
+    progress: bool | None = None,
 ) -> tuple[list[int], NDArray[np.int64], Array]:
     """Order, adjacency and edge probabilities of standardised columns: from the best linear order to a better one."""
-    linear = OrderSearch(knowledge=knowledge, random_state=seed).fit(pd.DataFrame(x, columns=genes))
+    linear = OrderSearch(knowledge=knowledge, random_state=seed, progress=progress).fit(pd.DataFrame(x, columns=genes))
     search = ProcessSearch(Evidence(x, edge=edge, seed=seed), knowledge.table(genes), max_parents)
-    order = search.run([genes.index(gene) for gene in linear.order_], restarts=restarts, seed=seed)
+    order = search.run([genes.index(gene) for gene in linear.order_], restarts=restarts, seed=seed, progress=progress)
     return order, *search.graph(order)

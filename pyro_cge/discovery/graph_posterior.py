@@ -11,10 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import ConfigError
 from .inputs import Array
 from .knowledge import FORBIDDEN, REQUIRED
+from .progress import shown
 
 EXACT = 16  # genes up to which orders are summed over, not walked over
+MOST = 20  # candidates of a gene
+BLOCK = 50  # draws of the Markov chain between two ticks of a progress bar
 SWEEPS = 3  # of the Markov chain, from draw to draw
 
 
@@ -47,6 +51,8 @@ class GraphPosterior:
     draws : int
         Of orders.
     seed : int
+    progress : bool, optional
+        A bar over the Markov chain (of more than 16 genes); None: only on a terminal.
 
     Attributes
     ----------
@@ -65,6 +71,7 @@ class GraphPosterior:
         start: NDArray[np.int64],
         draws: int,
         seed: int,
+        progress: bool | None = False,
     ) -> None:
         from .compiled.orders import edge_marginals, exact_orders, gibbs_orders, subset_sums
 
@@ -75,7 +82,14 @@ class GraphPosterior:
         if len(start) <= EXACT:
             self.orders = exact_orders(self.total, near, counts, self.absent, draws, seed)[0]
         else:
-            self.orders = gibbs_orders(self.total, near, counts, self.absent, start, draws, SWEEPS, seed)
+            parts: list[NDArray[np.int64]] = []
+            for first in shown(range(0, draws, BLOCK), math.ceil(draws / BLOCK), progress):
+                chain = (draws // 5, seed) if not parts else (0, -1)  # so many before the first, which seeds the chain
+                size, here = min(BLOCK, draws - first), parts[-1][-1] if parts else start
+                parts.append(
+                    gibbs_orders(self.total, near, counts, self.absent, here, size, SWEEPS, chain[1], chain[0])
+                )
+            self.orders = np.concatenate(parts)
         self.edge_probabilities = edge_marginals(self.total, near, counts, self.orders)
 
     def sample(self, logits: Tensor) -> Tensor:
@@ -118,18 +132,29 @@ class GraphPosterior:
 def candidates(
     correlation: Array, adjacency: NDArray[np.int64], knowledge: NDArray[np.int8], most: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Possible parents of each gene ``[d, m]`` and their number ``[d]``.
+    """Possible parents of each gene ``[d, m]`` and their number ``[d]``, ``most`` or as many as are required.
 
     Required ones come first, then neighbours in a graph found before, then the largest partial correlations.
+
+    Raises
+    ------
+    ConfigError
+        If a gene has more than 20 required parents: the table of their subsets would not fit.
     """
     d = len(correlation)
+    required = (knowledge == REQUIRED).sum(0)
+    if required.max() > MOST:
+        raise ConfigError(
+            f"{required.max()} parents are required of gene number {required.argmax()}: a posterior over graphs takes up to "
+            f"{MOST}; OrderSearch takes any number"
+        )
     inverse = np.linalg.inv(correlation + 1e-3 * np.eye(d))
     scale = np.sqrt(inverse.diagonal())
     rank = np.abs(inverse / scale / scale[:, None]) + 2 * (adjacency | adjacency.T) + 4 * (knowledge == REQUIRED)
     rank[knowledge == FORBIDDEN] = -1
-    m = min(most, d - 1)
-    near = np.argsort(-rank, axis=0, kind="stable")[:m].T.copy()
-    counts = np.minimum((knowledge != FORBIDDEN).sum(0), m)
+    wanted = np.minimum(np.maximum(most, required), d - 1)
+    near = np.argsort(-rank, axis=0, kind="stable")[: wanted.max()].T.copy()
+    counts = np.minimum((knowledge != FORBIDDEN).sum(0), wanted)
     return near.astype(np.int64), counts.astype(np.int64)
 
 

@@ -53,26 +53,42 @@ class Samples:
         return np.stack([np.round(part.T @ part / len(part), 8) * len(part) for part in parts])
 
 
-def samples(x: Any, env: ArrayLike | None = None, *, control: Any = None, layer: str | None = None) -> Samples:
-    """Values, environments and names of whatever was given.
+def samples(x: Any, env: ArrayLike | str | None = None, *, control: Any = None, layer: str | None = None) -> Samples:
+    """Values, environments and names of whatever was given: what every estimator's ``fit`` makes of its first arguments.
+
+    Estimators take the result as well, which is how one of an AnnData's layers is chosen::
+
+        OrderSearch().fit(samples(adata, "guide", control="non-targeting", layer="log1p"))
 
     Parameters
     ----------
-    x : array, DataFrame, AnnData or EnvironmentData
-        ``[n, d]``: one row a profile.
+    x : array, DataFrame, AnnData, EnvironmentData or Samples
+        ``[n, d]``: one row a profile. Columns of a table are numbers, but for that of the environments. Samples are given
+        back as they are.
     env : array or str, optional
-        Environment of each row; a column of ``obs`` for an AnnData. None: one environment (those of an EnvironmentData).
+        Environment of each row, or the column that names it (of the table; of ``obs`` for AnnData and EnvironmentData).
+        None: one environment (those of an EnvironmentData).
     control : optional
         Label of the unperturbed environment, which the others are compared with. Default: the control of an
         EnvironmentData, else the first label in order of appearance.
     layer : str, optional
-        Of an AnnData.
+        Of an AnnData, instead of its ``X``.
 
     Raises
     ------
     DataError
         For anything a graph cannot be estimated from; says which rows or columns.
     """
+    if isinstance(x, Samples):
+        if env is not None or control is not None or layer is not None:
+            raise DataError(
+                "these samples have their environments, control and layer already: give them to samples(...)"
+            )
+        return x
+    annotated = not isinstance(x, EnvironmentData) and hasattr(x, "obs") and hasattr(x, "var_names")
+    if layer is not None and (not annotated or layer not in x.layers):
+        there = f"the AnnData has {list(x.layers)}" if annotated else f"a {type(x).__name__} has none"
+        raise DataError(f"no layer {layer!r}: {there}")
     genes: Sequence[str] | None = None
     labels: Any = env
     if isinstance(x, EnvironmentData):
@@ -81,16 +97,27 @@ def samples(x: Any, env: ArrayLike | None = None, *, control: Any = None, layer:
             labels = np.asarray(x.env_names, dtype=object)[x.env.numpy()]
             if control is None and x.control:
                 control = x.env_names[x.control[0]]
-    elif hasattr(x, "obs") and hasattr(x, "var_names"):
+        elif isinstance(env, str):
+            labels = _column(x.obs, env, "obs")
+    elif annotated:
         matrix = x.X if layer is None else x.layers[layer]
         genes, values = list(x.var_names), np.asarray(matrix.toarray() if hasattr(matrix, "toarray") else matrix, float)
         if isinstance(env, str):
-            if env not in x.obs:
-                raise DataError(f"obs has no column {env!r}; it has {list(x.obs)}")
-            labels = x.obs[env].to_numpy()
+            labels = _column(x.obs, env, "obs")
+    elif isinstance(x, pd.DataFrame):
+        if isinstance(env, str):
+            labels = _column(x, env, "the table")
+            x = x.drop(columns=env)
+        genes, values = list(map(str, x.columns)), _numbers(x)
     else:
-        genes = list(map(str, x.columns)) if isinstance(x, pd.DataFrame) else None
-        values = np.asarray(x, dtype=float)
+        if isinstance(env, str):
+            raise DataError(
+                f"env={env!r} names a column, but an array has none: give the labels themselves, or a table"
+            )
+        try:
+            values = np.asarray(x, dtype=float)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"expected numbers, samples × genes ({error})") from error
     if values.ndim != 2:
         raise DataError(f"expected samples × genes, got an array of shape {values.shape}")
     n, d = values.shape
@@ -126,8 +153,10 @@ def one_law(X: Any, env: Any = None, control: Any = None) -> Samples:
     return data
 
 
-def known_targets(targets: Mapping[Any, Collection[str]] | None, data: Samples) -> NDArray[np.int8]:
+def known_targets(targets: Mapping[Any, Collection[str] | str] | None, data: Samples) -> NDArray[np.int8]:
     """``[E, d]``: 0 unknown, 1 not a target, 2 a target. An environment that is named has the targets named and no others.
+
+    A string is one gene.
 
     Raises
     ------
@@ -136,7 +165,8 @@ def known_targets(targets: Mapping[Any, Collection[str]] | None, data: Samples) 
     """
     known = np.full((len(data.environments), data.d), UNKNOWN, dtype=np.int8)
     known[0] = SPARED
-    for label, genes in (targets or {}).items():
+    for label, named in (targets or {}).items():
+        genes = [named] if isinstance(named, str) else list(named)
         strangers = [gene for gene in map(str, genes) if gene not in data.genes]
         if str(label) not in data.environments or strangers:
             what = f"genes {_some(strangers)}" if strangers else f"environment {label!r}"
@@ -149,6 +179,34 @@ def known_targets(targets: Mapping[Any, Collection[str]] | None, data: Samples) 
         known[e] = SPARED
         known[e, [data.genes.index(str(gene)) for gene in genes]] = TARGET
     return known
+
+
+def _column(table: pd.DataFrame, name: str, where: str) -> Array:
+    if name not in table:
+        raise DataError(f"{where} has no column {name!r}; it has {_some([str(column) for column in table])}")
+    return np.asarray(table[name])
+
+
+def _numbers(table: pd.DataFrame) -> Array:
+    """Values of a table ``[n, d]``; missing ones are NaN."""
+    dates = [str(name) for name, kind in table.dtypes.items() if kind.kind in "mM"]
+    try:
+        if not dates:
+            return table.to_numpy(dtype=float, na_value=np.nan)
+    except (TypeError, ValueError):
+        pass
+    words = dates + [str(name) for name, column in table.items() if not _numeric(column)]
+    raise DataError(
+        f"columns that are not numbers: {_some(words)}; leave them out, or name the one of the environments as env="
+    )
+
+
+def _numeric(column: pd.Series) -> bool:
+    try:
+        column.to_numpy(dtype=float, na_value=np.nan)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _check_columns(values: Array, names: list[str]) -> None:

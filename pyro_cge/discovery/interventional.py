@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any, cast
 
+import networkx as nx
 import numpy as np
 import pandas as pd
 import pyro
@@ -25,6 +26,7 @@ from ..scm.mechanisms import LinearMechanism
 from ..scm.shifts import NoiseShift
 from ..seeds import isolated
 from .distributions import LinearSEM, LinearSEMMoments
+from .edge_prior import EdgePrior
 from .graph_posterior import GraphPosterior, candidates, certain, sample_graph
 from .inputs import SPARED, TARGET, Samples, known_targets, samples
 from .knowledge import Knowledge
@@ -58,12 +60,14 @@ class InterventionalSCM(PyroModule):
     ----------
     rate : float
         Expected number of targets in an environment, a priori.
+    density : float or EdgePrior, optional
+        ``ρ``; an EdgePrior weighs the edges of the order search as well. Default: the share of edges that it found.
     candidates, draws, knowledge, random_state
         As in :class:`OrderDAG`.
     steps, lr
         Of SVI.
     progress : bool, optional
-        A bar over its steps; by default only on a terminal.
+        A bar over the restarts of the order search and the steps of SVI; by default only on a terminal.
 
     Attributes
     ----------
@@ -75,6 +79,8 @@ class InterventionalSCM(PyroModule):
         noise), ``log_scale`` and ``gamma``.
     edge_probabilities_, adjacency_, weights_, graph_, genes_, environments_
         As in :class:`OrderDAG`.
+    order_ : list of str
+        Causes first.
     history_ : list of float
         The loss, in nats.
 
@@ -92,6 +98,7 @@ class InterventionalSCM(PyroModule):
         self,
         *,
         rate: float = 1.0,
+        density: float | EdgePrior | None = None,
         candidates: int = 8,
         draws: int = 500,
         knowledge: Knowledge | None = None,
@@ -107,10 +114,13 @@ class InterventionalSCM(PyroModule):
                     "=", " = "
                 )
             )
+        if isinstance(density, float | int) and not 0 < density < 1:
+            raise ConfigError(f"density is a probability between 0 and 1, got {density}")
         if not 1 <= candidates <= 16:
             raise ConfigError(f"candidates must be 1 … 16, got {candidates}")
         self.rate, self.candidates, self.draws, self.knowledge = rate, candidates, draws, knowledge or Knowledge()
-        self.steps, self.lr, self.random_state, self.progress = steps, lr, random_state, progress
+        self.density, self.steps, self.lr = density, steps, lr
+        self.random_state, self.progress = random_state, progress
 
     # The model and its guide
 
@@ -190,15 +200,19 @@ class InterventionalSCM(PyroModule):
         if len(data.environments) < 2:
             raise ConfigError("interventions need environments: pass env=, one label a sample (or use OrderDAG)")
         known, table = known_targets(targets, data), self.knowledge.table(data.genes)
-        best = OrderSearch(knowledge=self.knowledge, random_state=self.random_state)
-        best.fit(X, env, control=control, targets=targets)
+        believed = self.density if isinstance(self.density, EdgePrior) else None
+        settings: dict[str, Any] = {"random_state": self.random_state, "progress": self.progress}
+        best = OrderSearch(knowledge=self.knowledge, prior=believed, **settings)
+        best.fit(data, targets=targets)
         self.genes_, self.environments_ = data.genes, data.environments
         self._mean, self._sd = data.x[data.env == 0].mean(0), data.x[data.env == 0].std(0)
         grams, d = data.grams(), data.d
         near, counts = candidates(np.asarray(np.corrcoef(data.x.T)), best.adjacency_, table, self.candidates)
         prices = (np.full((d, d), 0.5 * math.log(len(data.x))), *target_prices(data), known)
         tables = score_tables(grams, data.sizes, near, counts, prices)
-        prior = np.full((d, d), (best.adjacency_.sum() + 1) / (d * (d - 1) / 2 + 2))
+        found = (best.adjacency_.sum() + 1) / (d * (d - 1) / 2 + 2)
+        density = found if self.density is None else self.density
+        prior = density.matrix(data.genes) if isinstance(density, EdgePrior) else np.full((d, d), density)
         first = np.array([data.genes.index(gene) for gene in best.order_])
         self._graphs = GraphPosterior(tables, near, counts, prior, table, first, self.draws, self.random_state)
         odds = np.full(known.shape, math.log(self.rate / max(d - self.rate, 0.5)))
@@ -206,10 +220,10 @@ class InterventionalSCM(PyroModule):
         buffers = {"rho": certain(prior, table), "logits": np.zeros(self.draws), "grams": grams, "prior_odds": odds}
         for name, value in buffers.items():
             self.register_buffer(name, torch.as_tensor(value))
-        found = best.targets_.to_numpy()
-        self.target_logits = nn.Parameter(torch.as_tensor(np.where(known > 0, odds, np.where(found, 2.0, -2.0))))
+        hit = best.targets_.to_numpy()
+        self.target_logits = nn.Parameter(torch.as_tensor(np.where(known > 0, odds, np.where(hit, 2.0, -2.0))))
         scaled_weights = best.weights_ * self._sd[:, None] / self._sd
-        for name, (loc, sd) in _estimates(data, scaled_weights, found).items():
+        for name, (loc, sd) in _estimates(data, scaled_weights, hit).items():
             setattr(self, f"{name}_loc", nn.Parameter(torch.as_tensor(loc)))
             setattr(self, f"{name}_log_sd", nn.Parameter(torch.as_tensor(np.log(sd))))
         return self
@@ -251,6 +265,7 @@ class InterventionalSCM(PyroModule):
         self.graph_ = named_graph(
             self.adjacency_, self.genes_, weight=self.weights_, probability=self.edge_probabilities_
         )
+        self.order_ = list(nx.topological_sort(self.graph_))
         rows = []
         for e, j in np.argwhere(self.targets_.to_numpy()):
             row = {"environment": self.environments_[e], "gene": self.genes_[j], "probability": probability[e, j]}
@@ -270,7 +285,8 @@ class InterventionalSCM(PyroModule):
         self._started()
         noise = self._law("noise_scale").loc.exp()
         W = self._law("W").loc * noise.unsqueeze(-1) / noise * torch.as_tensor(self.adjacency_, device=noise.device)
-        scm = LatentSCM(_numbered(self.adjacency_), LinearMechanism).to(noise)
+        with isolated(self.random_state):  # weights are drawn, and replaced
+            scm = LatentSCM(_numbered(self.adjacency_), LinearMechanism).to(noise)
         start = 0
         for layer, mechanism in zip(scm.layers[1:], scm.mechanisms, strict=True):
             start += len(scm.layers[scm.layers.index(layer) - 1])
@@ -283,7 +299,8 @@ class InterventionalSCM(PyroModule):
         """New profiles of an environment (default: the reference), in the units of the data ``[n, d]``.
 
         Inside handlers of :mod:`pyro_cge.scm.handlers` they answer what an intervention would do; genes are numbered as in
-        ``genes_``, and values of a :class:`HardIntervention` are in standard deviations of the gene's noise.
+        ``genes_``, and values of a :class:`HardIntervention` are in standard deviations of the gene's noise. The noise is that
+        of ``random_state`` in every call: profiles under an intervention and without it are those of the same cells.
 
         Raises
         ------
@@ -295,7 +312,8 @@ class InterventionalSCM(PyroModule):
         if name not in self.environments_:
             raise ConfigError(f"no environment {name!r}; there are {self.environments_[:8]}")
         env = torch.full((n,), self.environments_.index(name), device=gain.device)
-        with torch.no_grad(), in_force(None, gain, env), pyro.plate("cells", n, dim=-1):
+        noise = isolated(self.random_state, "profiles")
+        with noise, torch.no_grad(), in_force(None, gain, env), pyro.plate("cells", n, dim=-1):
             z = pyro.sample("z", shift.law(env), infer=cast(Any, {"exogenous": True}))
             c = scm(z)
         x = (c * self._law("noise_scale").loc.exp()).detach().cpu().numpy()
@@ -319,8 +337,6 @@ class InterventionalSCM(PyroModule):
 
 
 def _numbered(adjacency: np.ndarray) -> Any:
-    import networkx as nx
-
     return nx.from_numpy_array(adjacency, create_using=nx.DiGraph)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import networkx as nx
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
@@ -15,14 +16,15 @@ Edge = tuple[str, str]
 FORBIDDEN, REQUIRED = 1, 2  # 0: free
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Knowledge:
     """What is known of the graph before data are seen; edges are pairs ``(cause, effect)`` of gene names.
 
     Attributes
     ----------
-    forbidden : iterable of pairs
-        "X never acts on Y directly".
+    forbidden : iterable of pairs, or bool DataFrame
+        "X never acts on Y directly". The table has causes as rows and effects as columns: with thousands of genes it takes
+        a byte a pair, which a list of pairs does not.
     required : iterable of pairs
         Edges that are in the graph.
     tiers : sequence of sequences of str
@@ -31,18 +33,29 @@ class Knowledge:
         Genes without causes, and without effects, among those given.
     """
 
-    forbidden: Iterable[Edge] = ()
+    forbidden: Iterable[Edge] | pd.DataFrame = ()
     required: Iterable[Edge] = ()
     tiers: Sequence[Sequence[str]] = ()
     roots: Iterable[str] = ()
     leaves: Iterable[str] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("forbidden", "required", "roots", "leaves"):  # which are read more than once
+            if not isinstance(getattr(self, name), pd.DataFrame):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+
     @classmethod
     def allowed(cls, graph: nx.DiGraph, genes: Sequence[str]) -> Knowledge:
         """Only edges of ``graph`` are possible, both ways where it is undirected."""
-        directed = graph if graph.is_directed() else graph.to_directed()
-        possible = set(directed.edges)
-        return cls(forbidden=[(a, b) for a in genes for b in genes if a != b and (a, b) not in possible])
+        place = {gene: j for j, gene in enumerate(genes)}
+        forbidden = np.ones((len(genes), len(genes)), dtype=bool)
+        for a, b in graph.edges():
+            if a in place and b in place:
+                forbidden[place[a], place[b]] = False
+                if not graph.is_directed():
+                    forbidden[place[b], place[a]] = False
+        np.fill_diagonal(forbidden, False)
+        return cls(forbidden=pd.DataFrame(forbidden, index=list(genes), columns=list(genes)))
 
     def table(self, genes: Sequence[str]) -> NDArray[np.int8]:
         """``[d, d]``: 0 free, 1 forbidden, 2 required, at ``[cause, effect]``.
@@ -63,8 +76,15 @@ class Knowledge:
                 )
             return place[name]
 
-        for cause, effect in self.forbidden:
-            table[at(cause), at(effect)] = FORBIDDEN
+        if isinstance(self.forbidden, pd.DataFrame):
+            if self.forbidden.isna().to_numpy().any():
+                raise ConfigError("the table of forbidden edges has missing values; expected True and False")
+            mask = self.forbidden.to_numpy(dtype=bool)
+            causes, effects = ([at(name) for name in axis] for axis in self.forbidden.axes)
+            table[np.ix_(causes, effects)] = np.where(mask, np.int8(FORBIDDEN), np.int8(0))
+        else:
+            for cause, effect in self.forbidden:
+                table[at(cause), at(effect)] = FORBIDDEN
         for name in self.roots:
             table[:, at(name)] = FORBIDDEN
         for name in self.leaves:

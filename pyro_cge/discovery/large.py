@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import networkx as nx
@@ -14,6 +15,7 @@ from ..errors import ConfigError
 from .equivalence import essential_graph
 from .inputs import Samples, one_law
 from .knowledge import FORBIDDEN, REQUIRED, Knowledge
+from .progress import shown
 
 NOISES = ("free", "equal")
 DENSE = 2000  # genes up to which matrices are dense
@@ -26,6 +28,9 @@ Ints = NDArray[np.int64]
 
 class LargeOrderSearch:
     """Linear-Gaussian structural equations among hundreds to ten thousands of genes, from one environment.
+
+    Of a screen with many environments it takes one (the control); unknown targets are the business of :class:`OrderSearch`,
+    for up to a few hundred genes.
 
     ::
 
@@ -62,6 +67,8 @@ class LargeOrderSearch:
     knowledge : Knowledge, optional
         Forbidden and required edges, tiers: enforced exactly. Takes ``d²`` bytes.
     random_state : int
+    progress : bool, optional
+        A bar over the rounds of each start; by default only on a terminal.
 
     Attributes
     ----------
@@ -71,11 +78,12 @@ class LargeOrderSearch:
         ``σ``, in the units of the data.
     graph_, essential_graph_ : DiGraph
         With gene names, and ``weight`` on the edges; undirected (both ways) where another member of the equivalence class
-        disagrees. With equal noise variances there is none: both are the same.
+        that agrees with the prior knowledge disagrees. With equal noise variances there is none: both are the same.
     order_ : list of str
     score_ : float
         In nats, of the columns standardised (with equal noise variances, in units of the smallest standard deviation).
-    genes_ : list of str
+    genes_, environments_ : list of str
+        The latter has one entry.
 
     References
     ----------
@@ -95,6 +103,7 @@ class LargeOrderSearch:
         max_parents: int | None = None,
         knowledge: Knowledge | None = None,
         random_state: int = 0,
+        progress: bool | None = None,
     ) -> None:
         if noise not in NOISES:
             raise ConfigError(f"noise is one of {list(NOISES)}, got {noise!r}")
@@ -105,7 +114,7 @@ class LargeOrderSearch:
             raise ConfigError(f"{', '.join(counts)} must be at least 1, got {list(counts.values())}")
         self.noise, self.penalty, self.gamma = noise, penalty, gamma
         self.candidates, self.rounds, self.starts, self.max_parents = candidates, rounds, starts, max_parents
-        self.knowledge, self.random_state = knowledge, random_state
+        self.knowledge, self.random_state, self.progress = knowledge, random_state, progress
 
     def __repr__(self) -> str:
         return f"LargeOrderSearch(noise={self.noise!r}, penalty={self.penalty}, gamma={self.gamma})"
@@ -136,7 +145,11 @@ class LargeOrderSearch:
         rng = np.random.default_rng(self.random_state)
         starts = max(1, min(5, 1000 // d)) if self.starts is None else self.starts
         rounds = max(10, min(30, 100_000 // d)) if self.rounds is None else self.rounds
-        tries = (_anneal(problem, self.noise == "equal", rounds, number, rng) for number in range(starts))
+        schedule = [*range(WARM, 0, -1), *[0] * rounds]
+        tries = (
+            _anneal(problem, self.noise == "equal", shown(schedule, len(schedule), self.progress), number, rng)
+            for number in range(starts)
+        )
         label, score, causes, effects = max(tries, key=lambda answer: answer[1])
         self._report(data, problem.gram, label, score, causes, effects)
         return self
@@ -144,7 +157,7 @@ class LargeOrderSearch:
     def _report(self, data: Samples, gram: NDArray[Any], label: Any, score: float, causes: Ints, effects: Ints) -> None:
         n, d = data.x.shape
         genes, scale = data.genes, data.x.std(0)
-        self.genes_, self.score_ = genes, score
+        self.genes_, self.environments_, self.score_ = genes, data.environments, score
         self.order_ = [genes[j] for j in np.argsort(label)]
         weights, self.noise_scale_ = np.zeros(len(causes)), scale.copy()
         start = np.searchsorted(effects, np.arange(d + 1))
@@ -164,7 +177,9 @@ class LargeOrderSearch:
         self.graph_.add_nodes_from(genes)
         for i, j, weight in zip(causes, effects, weights, strict=True):
             self.graph_.add_edge(genes[i], genes[j], weight=float(weight))
-        self.essential_graph_ = self.graph_ if self.noise == "equal" else essential_graph(self.graph_)
+        self.essential_graph_ = (
+            self.graph_ if self.noise == "equal" else essential_graph(self.graph_, (), self.knowledge)
+        )
 
 
 class _Problem:
@@ -245,9 +260,9 @@ class _Problem:
 
 
 def _anneal(
-    problem: _Problem, equal: bool, rounds: int, number: int, rng: np.random.Generator
+    problem: _Problem, equal: bool, schedule: Iterable[int], number: int, rng: np.random.Generator
 ) -> tuple[Any, float, Ints, Ints]:
-    """Order, score, causes and effects."""
+    """Order, score, causes and effects; the schedule is by how many steps the price is below its own in each round."""
     from .compiled.sparse_order import least_variance_first
 
     p, d = problem, problem.d
@@ -257,7 +272,7 @@ def _anneal(
     effects = causes
     if number == 0 and not len(p.required):
         label[least_variance_first(p.net(blanket), p.n)] = np.arange(d)
-    for warm in [*range(WARM, 0, -1), *[0] * rounds]:
+    for warm in schedule:
         if warm < WARM:
             pairs = np.union1d(blanket, p.near(label, causes, effects, rng))
             if equal:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import networkx as nx
 import numpy as np
-import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
@@ -15,12 +15,13 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from . import mean_field
 from .acyclicity import penalty, to_dag
 from .constrained import LBFGS, AugmentedLagrangian, CentralPath, Path, SoftPenalty, table_on, train
 from .distributions import NOISE_WIDTH, LinearSEM
+from .edge_prior import EdgePrior
 from .inputs import Samples, one_law
-from .knowledge import FORBIDDEN, Knowledge
-from .mean_field import horseshoe_curvature, horseshoe_kl, laplace_curvature, laplace_kl, linear_response, log_normal_kl
+from .knowledge import FORBIDDEN, REQUIRED, Knowledge
 from .order_search import OrderSearch
 from .results import named_graph
 
@@ -51,8 +52,9 @@ class LinearSCM(PyroModule):
     noise : {"per gene", "shared", "unit"}
     candidates : {"edges", "order"}
         Weights that are free: those of the edges found, or all that the order found admits.
-    density : float, optional
-        Probability of an edge a priori. Default: the share of edges that the order search found.
+    density : float or EdgePrior, optional
+        Probability of an edge a priori; an EdgePrior weighs the edges of the order search as well. Default: the share of
+        edges that it found.
     path : AugmentedLagrangian, CentralPath or SoftPenalty, optional
         How acyclicity is imposed; None starts from the order search, whose graphs have no cycles.
     acyclicity : {"log-det", "trace-exponential", "spectral"}
@@ -66,10 +68,10 @@ class LinearSCM(PyroModule):
     standardize : bool
         Columns to standard deviation 1 (the results are in the units of the data all the same). False: only centred.
     knowledge : Knowledge, optional
-        Enforced exactly. Required edges need the order search.
+        Enforced exactly: a required edge has probability 1, however small its weight. Required edges need the order search.
     random_state : int
     progress : bool, optional
-        A bar over the problems of a path; by default only on a terminal.
+        A bar over the restarts of the order search or the problems of a path; by default only on a terminal.
 
     Attributes
     ----------
@@ -84,6 +86,8 @@ class LinearSCM(PyroModule):
     objective_ : float
         Negative bound, or with a path negative log posterior density less its constants, a sample (before the threshold).
     graph_ : DiGraph
+    order_ : list of str
+        Causes first.
     genes_ : list of str
 
     Examples
@@ -109,7 +113,7 @@ class LinearSCM(PyroModule):
         prior_scale: float | None = None,
         noise: str = "per gene",
         candidates: str = "edges",
-        density: float | None = None,
+        density: float | EdgePrior | None = None,
         path: Path | None = None,
         acyclicity: str = "log-det",
         l1: float | None = None,
@@ -129,10 +133,14 @@ class LinearSCM(PyroModule):
             raise ConfigError(
                 f"prior_scale must be positive, threshold and l1 not negative, got {prior_scale}, {threshold} and {l1}"
             )
-        if density is not None and not 0 < density < 1:
+        if isinstance(density, float | int) and not 0 < density < 1:
             raise ConfigError(f"density is a probability between 0 and 1, got {density}")
         if path is not None and prior == "horseshoe":
             raise ConfigError("the density of a horseshoe has no maximum: with a path the prior is 'laplace'")
+        if path is not None and isinstance(density, EdgePrior):
+            raise ConfigError(
+                "edge probabilities weigh the edges of the order search: leave out the path, or the EdgePrior"
+            )
         if path is None and (l1 is not None or threshold > 0 or initial is not None):
             raise ConfigError(
                 "l1, threshold and initial belong to a path; without one the order search decides, and prior_scale"
@@ -260,13 +268,13 @@ class LinearSCM(PyroModule):
             a, log_c = self.noise_loc, self.noise_log_scale
             precision = (2 * (2 * log_c).exp() - 2 * a).exp()
             value = self.n_ * (a.expand(d) + 0.5 * precision * square).sum()
-            value = value + log_normal_kl(a, log_c, NOISE_WIDTH).sum()
+            value = value + mean_field.log_normal_kl(a, log_c, NOISE_WIDTH).sum()
         value = value + 0.5 * self.n_ * d * math.log(2 * math.pi)
-        kl = laplace_kl(m, log_s, self._width()) if self.prior == "laplace" else self._horseshoe_kl(m)
+        if self.prior == "laplace":
+            kl = mean_field.laplace_kl(m, log_s, self._width())
+        else:
+            kl = mean_field.horseshoe_kl(m, log_s, self.local_loc, self.local_log_scale, self._width())
         return value + torch.where(free, kl, 0.0).sum()
-
-    def _horseshoe_kl(self, m: Tensor) -> Tensor:
-        return horseshoe_kl(m, self.W_log_scale, self.local_loc, self.local_log_scale, self._width())
 
     # From data
 
@@ -280,18 +288,17 @@ class LinearSCM(PyroModule):
         """
         data = one_law(X)
         table = table_on(self.path, self.knowledge, data.genes)
-        self.genes_, self.n_, self._scale = (
-            data.genes,
-            len(data.x),
-            data.x.std(0) if self.standardize else np.ones(data.d),
-        )
+        self.genes_, self.n_ = data.genes, len(data.x)
+        self._scale = data.x.std(0) if self.standardize else np.ones(data.d)
         x = (data.x - data.x.mean(0)) / self._scale
         gram = x.T @ x / self.n_
         device = self.gram.device if hasattr(self, "gram") else torch.device("cpu")
         tensors = {"x_": x, "gram": gram, "free": table != FORBIDDEN}
-        W, self.found_ = np.zeros_like(gram), 0
+        W, self.found_, self._required = np.zeros_like(gram), 0, table == REQUIRED
         if self.path is None:
-            search = OrderSearch(knowledge=self.knowledge, random_state=self.random_state).fit(X)
+            prior = self.density if isinstance(self.density, EdgePrior) else None
+            settings: dict[str, Any] = {"random_state": self.random_state, "progress": self.progress}
+            search = OrderSearch(knowledge=self.knowledge, prior=prior, **settings).fit(data)
             self.found_ = int(search.adjacency_.sum())
             tensors["free"] &= self._candidates(search, data)
             W = search.weights_ * self._scale[:, None] / self._scale
@@ -301,7 +308,7 @@ class LinearSCM(PyroModule):
                 raise ConfigError(f"initial must be [{data.d}, {data.d}], got {list(W.shape)}")
             W = W * tensors["free"] * self._scale[:, None] / self._scale
         for name, value in tensors.items():
-            self.register_buffer(name, torch.as_tensor(value, device=device))
+            self.register_buffer(name, torch.as_tensor(value, device=device), persistent=name != "x_")
         self.W_loc = nn.Parameter(torch.as_tensor(W, device=device))
         if self.path is None:
             self._start_widths()
@@ -331,7 +338,7 @@ class LinearSCM(PyroModule):
     def fit(self, X: Any, env: ArrayLike | str | None = None, *, control: Any = None) -> LinearSCM:
         """Learn the weights; see :meth:`start` for what is raised, and for environments ConfigError: this is one law."""
         data = one_law(X, env, control)
-        self.start(pd.DataFrame(data.x, columns=data.genes))
+        self.start(data)
         if self.path is None:
             self._fit_posterior()
         else:
@@ -344,26 +351,20 @@ class LinearSCM(PyroModule):
         with torch.no_grad():
             W = self.W_loc * self.free
             if self.prior == "laplace":
-                precision = laplace_curvature(W, self.W_log_scale, self._width())
+                precision = mean_field.laplace_curvature(W, self.W_log_scale, self._width())
             else:
-                precision = horseshoe_curvature(self.local_loc, self.local_log_scale, self._width())
+                precision = mean_field.horseshoe_curvature(self.local_loc, self.local_log_scale, self._width())
             noise = W.new_zeros(1) if self.noise == "unit" else self.noise_loc - (2 * self.noise_log_scale).exp()
-            likelihood = self.n_ * (-2 * noise).exp().reshape(-1, 1, 1) * self.gram
-            sd = linear_response(precision, likelihood.expand(len(W), -1, -1), self.free)
+            sd = mean_field.linear_response(
+                precision, self.gram, self.n_ * (-2 * noise).exp().expand(len(W)), self.free
+            )
             probability = self._edge_probability(W, sd, precision) * self.free
         self._finish(W.cpu().numpy(), sd.cpu().numpy(), probability.cpu().numpy(), value)
 
     def _fit_path(self, path: Path) -> None:
         l1 = torch.where(self.free, self.l1 or 0.0, torch.inf)
-        inner = LBFGS([self.W_loc], [l1])
-        train(
-            lambda: self.map_objective(self.W_loc),
-            lambda: self.W_loc * self.W_loc,
-            inner,
-            path,
-            self.h,
-            progress=self.progress,
-        )
+        inner, square = LBFGS([self.W_loc], [l1]), lambda: self.W_loc * self.W_loc
+        train(lambda: self.map_objective(self.W_loc), square, inner, path, self.h, progress=self.progress)
         with torch.no_grad():
             value = float(self.map_objective(self.W_loc) + (self.l1 or 0.0) * self.W_loc.abs().sum())
             if isinstance(path, SoftPenalty):
@@ -375,19 +376,20 @@ class LinearSCM(PyroModule):
     def _edge_probability(self, W: Tensor, sd: Tensor, precision: Tensor) -> Tensor:
         if self.prior == "horseshoe":
             return 1 - (precision * sd**2).clamp(0, 1)  # Carvalho, Polson, Scott 2010: what is not shrinkage
-        d = len(W)
-        density = (self.found_ + 1) / (d * (d - 1) / 2 + 2) if self.density is None else self.density
-        safe = sd.clamp_min(1e-12)
-        at_zero = -0.5 * (W / safe) ** 2 - safe.log() - 0.5 * math.log(2 * math.pi)
-        odds = -math.log(2 * self._width()) - at_zero + math.log(density) - math.log1p(-density)
-        return torch.sigmoid(odds)
+        if isinstance(self.density, EdgePrior):
+            density = torch.as_tensor(self.density.matrix(self.genes_)).to(W)
+        else:
+            pairs = len(W) * (len(W) - 1) / 2
+            density = W.new_tensor((self.found_ + 1) / (pairs + 2) if self.density is None else self.density)
+        return mean_field.savage_dickey(W, sd, self._width(), density)
 
     def _finish(self, W: np.ndarray, sd: np.ndarray, probability: np.ndarray, objective: float) -> None:
-        back = self._scale / self._scale[:, None]
+        back, probability = self._scale / self._scale[:, None], np.where(self._required, 1.0, probability)
         self.edge_probabilities_, self.objective_ = probability, objective
         self.adjacency_ = (probability > 0.5).astype(np.int64)
         self.weights_, self.weights_sd_ = W * back * self.adjacency_, sd * back
         self.graph_ = named_graph(self.adjacency_, self.genes_, weight=self.weights_, probability=probability)
+        self.order_ = list(nx.topological_sort(self.graph_))
 
     def _started(self) -> None:
         if not hasattr(self, "W_loc"):

@@ -133,7 +133,7 @@ class LiNGAM(PyroModule):
     log_scale: nn.Parameter
     log_shape: nn.Parameter
     edge: Tensor
-    x: Tensor
+    x_: Tensor
 
     def __init__(
         self,
@@ -230,7 +230,7 @@ class LiNGAM(PyroModule):
         elbo = Trace_ELBO()
         with pyro.validation_enabled(False):
             train_guide(
-                lambda: elbo.differentiable_loss(self.model, self.guide, self.x) / len(self.x),
+                lambda: elbo.differentiable_loss(self.model, self.guide, self.x_) / len(self.x_),
                 optimiser,
                 steps=self.steps,
                 decay=0.1,
@@ -273,14 +273,14 @@ class LiNGAM(PyroModule):
         noise = left.std(1)
         kurtosis = (left**4).mean(1) / noise**4
         scale, shape = _from_moments(self.noise, noise, kurtosis)
-        device = self.x.device if hasattr(self, "x") else torch.device("cpu")
+        device = self.x_.device if hasattr(self, "x_") else torch.device("cpu")
         start = {"W_loc": weights, "W_log_sd": np.log(sd), "log_scale": np.log(scale)}
         if self.noise != "laplace":
             start["log_shape"] = shape
         for name, value in start.items():
             setattr(self, name, nn.Parameter(torch.as_tensor(value, device=device)))
         self.register_buffer("edge", torch.as_tensor(self.adjacency_, dtype=torch.double, device=device))
-        self.register_buffer("x", torch.as_tensor(np.ascontiguousarray(x.T), device=device))
+        self.register_buffer("x_", torch.as_tensor(np.ascontiguousarray(x.T), device=device), persistent=False)
 
     def _started(self) -> None:
         if not hasattr(self, "W_loc"):

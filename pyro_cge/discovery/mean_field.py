@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+BLOCKS = 2_000_000  # entries of matrices inverted at once
 
 
 def laplace_kl(m: Tensor, log_s: Tensor, b: float) -> Tensor:
@@ -48,25 +49,45 @@ def log_normal_kl(a: Tensor, log_c: Tensor, width: float) -> Tensor:
     return math.log(width) + (a * a + (2 * log_c).exp()) / (2 * width**2) - log_c - 0.5
 
 
-def linear_response(precision: Tensor, gram: Tensor, free: Tensor) -> Tensor:
+def linear_response(prior: Tensor, gram: Tensor, precision: Tensor, free: Tensor) -> Tensor:
     """Standard deviations ``[d, d]`` of weights that share an effect, from the curvature of the bound in all of them.
+
+    A gene's curvature is ``precision_j gram[P, P] + diag(prior[P, j])`` over its free parents ``P``: genes with equally many
+    are inverted together, and nothing is larger than the largest of these blocks or ``BLOCKS`` entries.
 
     Parameters
     ----------
-    precision : Tensor ``[d, d]``
-        Of the prior, at ``[cause, effect]``.
-    gram : Tensor ``[d, d, d]``
-        Of the likelihood, at ``[effect, cause, cause]``.
+    prior : Tensor ``[d, d]``
+        Precision of the prior, at ``[cause, effect]``.
+    gram : Tensor ``[d, d]``
+        Of the causes.
+    precision : Tensor ``[d]``
+        Of the likelihood, for each effect.
     free : Tensor ``[d, d]``, bool
 
     References
     ----------
     Giordano, Broderick, Jordan 2015: mean-field deviations are those given all others, too small where causes correlate.
     """
-    mask = free.T.to(gram)
-    curvature = gram * mask.unsqueeze(-1) * mask.unsqueeze(-2)
-    curvature = curvature + torch.diag_embed(torch.where(free.T, precision.T, 1.0))
-    return torch.linalg.inv(curvature).diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt().T * free
+    sd, counts = torch.zeros_like(prior), free.sum(0)
+    for k in counts[counts > 0].unique().tolist():
+        for effects in (counts == k).nonzero()[:, 0].split(max(1, BLOCKS // k**2)):
+            causes = free[:, effects].T.nonzero()[:, 1].reshape(-1, k)
+            curvature = gram[causes.unsqueeze(-1), causes.unsqueeze(-2)] * precision[effects, None, None]
+            curvature = curvature + torch.diag_embed(prior[causes, effects.unsqueeze(-1)])
+            variance = torch.linalg.inv(curvature).diagonal(dim1=-2, dim2=-1)
+            sd[causes, effects.unsqueeze(-1)] = variance.clamp_min(0).sqrt()
+    return sd
+
+
+def savage_dickey(m: Tensor, sd: Tensor, b: float, density: Tensor) -> Tensor:
+    """Probability that a weight is not 0: posterior ``Normal(m, sd²)``, prior ``Laplace(0, b)`` with probability ``density``.
+
+    The odds change by the ratio of both densities at 0 (Dickey 1971).
+    """
+    sd = sd.clamp_min(1e-12)
+    at_zero = -0.5 * (m / sd) ** 2 - sd.log() - HALF_LOG_2PI
+    return torch.sigmoid(torch.logit(density) - math.log(2 * b) - at_zero)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -19,10 +20,11 @@ from ..errors import ConfigError
 from ..seeds import isolated
 from .distributions import LinearSEM
 from .edge_prior import EdgePrior
-from .graph_posterior import GraphPosterior, candidates, certain, sample_graph
+from .graph_posterior import MOST, GraphPosterior, candidates, certain, sample_graph
 from .inputs import Array, one_law
 from .knowledge import Knowledge
 from .order_search import OrderSearch
+from .progress import shown
 from .results import named_graph
 
 LEARNING = 4  # rounds in which the density of edges is learned
@@ -53,12 +55,14 @@ class OrderDAG(PyroModule):
         Weights over noise, a priori. Default: the evidence chooses.
     candidates : int
         Possible parents of a gene that are considered: its neighbours in the best graph, then those with the largest partial
-        correlations. All others are where there are no more than this.
+        correlations. All others are where there are no more than this. A gene with more required parents has all of those.
     draws : int
         Orders drawn.
     knowledge : Knowledge, optional
         Enforced exactly.
     random_state : int
+    progress : bool, optional
+        Bars over the search and over the draws; by default only on a terminal.
 
     Attributes
     ----------
@@ -90,16 +94,17 @@ class OrderDAG(PyroModule):
         draws: int = 2000,
         knowledge: Knowledge | None = None,
         random_state: int = 0,
+        progress: bool | None = None,
     ) -> None:
         super().__init__()
         if isinstance(density, float | int) and not 0 < density < 1:
             raise ConfigError(f"density is a probability between 0 and 1, got {density}")
         if slab is not None and not slab > 0:
             raise ConfigError(f"slab must be positive, got {slab}")
-        if not 1 <= candidates <= 20 or draws < 1:
-            raise ConfigError(f"candidates must be 1 … 20 and draws at least 1, got {candidates} and {draws}")
+        if not 1 <= candidates <= MOST or draws < 1:
+            raise ConfigError(f"candidates must be 1 … {MOST} and draws at least 1, got {candidates} and {draws}")
         self.density, self.slab, self.candidates, self.draws = density, slab, candidates, draws
-        self.knowledge, self.random_state = knowledge or Knowledge(), random_state
+        self.knowledge, self.random_state, self.progress = knowledge or Knowledge(), random_state, progress
 
     # The model and its guide
 
@@ -121,29 +126,34 @@ class OrderDAG(PyroModule):
         """The posterior; its one parameter are the logits of the orders drawn (equal to begin with)."""
         self._started()
         edge = self._graphs.sample(self.logits)
-        variance_law, weights_law = self._conjugate(edge)
-        variance = pyro.sample("noise_variance", variance_law.to_event(1))
-        by_effect = weights_law(variance).to_event(1)  # one row an effect
-        value = by_effect.rsample()
-        pyro.sample("W", dist.Delta(value.transpose(-1, -2), by_effect.log_prob(value), event_dim=2))
+        near = torch.as_tensor(self._graphs.near, device=edge.device).expand(*edge.shape[:-2], -1, -1)
+        variance_law, loc, factor = self._conjugate(edge.transpose(-1, -2).gather(-1, near))
+        variance = pyro.sample("noise_variance", variance_law.to_event(1)).unsqueeze(-1)
+        noise, t = (
+            torch.randn_like(edge),
+            1 / self.slab_**2,
+        )  # one row an effect; weights without an edge have their prior
+        column = noise.gather(-1, near).unsqueeze(-1)
+        away = torch.linalg.solve_triangular(factor.transpose(-1, -2), column, upper=True).squeeze(-1)
+        value = (noise / t**0.5).scatter(-1, near, away) * variance.sqrt()
+        value = value.scatter_add(-1, near, loc)
+        d, m = near.shape[-2:]
+        log_q = factor.diagonal(dim1=-2, dim2=-1).log().sum((-1, -2)) + 0.5 * d * (d - m) * math.log(t)
+        log_q = log_q - 0.5 * (noise**2 + (2 * math.pi * variance).log()).sum((-1, -2))
+        pyro.sample("W", dist.Delta(value.transpose(-1, -2), log_q, event_dim=2))
 
-    def _conjugate(self, edge: Tensor) -> tuple[Any, Any]:
-        """Posterior of the noise variances given edges ``[..., d, d]``, and of the weights given both."""
+    def _conjugate(self, edge: Tensor) -> tuple[Any, Tensor, Tensor]:
+        """Posterior given edges from candidates ``[..., d, m]``, a row an effect: law of the noise variances, means of the
+        weights, and the factor ``L [..., d, m, m]`` of their precision ``L Lᵀ / noise_variance``."""
         t, n = 1 / self.slab_**2, self.n_
-        mask = edge.transpose(-1, -2)  # [..., effect, cause]
+        near = torch.as_tensor(self._graphs.near, device=edge.device)
+        gram, right = self.gram[near.unsqueeze(-1), near.unsqueeze(-2)], edge * self.gram.gather(-1, near)
         identity = torch.eye(edge.shape[-1], dtype=edge.dtype, device=edge.device)
-        precision = mask.unsqueeze(-1) * self.gram * mask.unsqueeze(-2) + t * identity
-        factor = torch.linalg.cholesky(precision)
-        loc = torch.cholesky_solve((mask * self.gram).unsqueeze(-1), factor).squeeze(-1)
-        explained = (loc * mask * self.gram).sum(-1)
-        shape = (3 + edge.sum(-2) + n) / 2
-        variance = dist.InverseGamma(shape, (t + self.gram.diagonal() - explained) / 2)
-
-        def weights(variance: Tensor) -> Any:
-            scaled = precision / variance.unsqueeze(-1).unsqueeze(-1)
-            return dist.MultivariateNormal(loc, precision_matrix=scaled)
-
-        return variance, weights
+        factor = torch.linalg.cholesky(edge.unsqueeze(-1) * gram * edge.unsqueeze(-2) + t * identity)
+        loc = torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
+        shape = (3 + edge.sum(-1) + n) / 2
+        rate = (t + self.gram.diagonal() - (loc * right).sum(-1)) / 2
+        return dist.InverseGamma(shape, rate), loc, factor
 
     # From data
 
@@ -159,7 +169,8 @@ class OrderDAG(PyroModule):
 
         data = one_law(X, env, control)
         table = self.knowledge.table(data.genes)
-        best = OrderSearch(knowledge=self.knowledge, random_state=self.random_state).fit(X)
+        search = OrderSearch(knowledge=self.knowledge, random_state=self.random_state, progress=self.progress)
+        best = search.fit(data)
         self.genes_, self.n_, x = data.genes, len(data.x), data.scaled
         gram = x.T @ x
         near, counts = candidates(gram / self.n_, best.adjacency_, table, self.candidates)
@@ -172,7 +183,9 @@ class OrderDAG(PyroModule):
         tables = evidence_tables(gram, self.n_, near, counts, 3.0, self.slab_**-2)
         start = np.array([data.genes.index(gene) for gene in best.order_])
         for prior, draws in self._priors(best.adjacency_):
-            self._graphs = GraphPosterior(tables, near, counts, prior, table, start, draws, self.random_state)
+            self._graphs = GraphPosterior(
+                tables, near, counts, prior, table, start, draws, self.random_state, progress=self.progress
+            )
             start = self._graphs.orders[-1]
         device = self.logits.device if hasattr(self, "logits") else torch.device("cpu")
         self.register_buffer("gram", torch.as_tensor(gram, device=device))
@@ -212,7 +225,8 @@ class OrderDAG(PyroModule):
         """Joint draws of ``potential``, ``edge``, ``noise_variance`` and ``W``, standardised units ``[draws, ...]``."""
         self._started()
         with isolated(self.random_state), torch.no_grad(), pyro.get_param_store().scope():
-            traces = [poutine.trace(self.guide).get_trace() for _ in range(draws)]
+            steps = shown(range(draws), draws, self.progress)
+            traces = [poutine.trace(self.guide).get_trace() for _ in steps]
         names = ("potential", "edge", "noise_variance", "W")
         return {name: torch.stack([cast(Tensor, trace.nodes[name]["value"]) for trace in traces]) for name in names}
 

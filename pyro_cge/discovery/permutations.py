@@ -21,6 +21,7 @@ from ..errors import ConfigError
 from .equivalence import essential_graph
 from .independence import KernelTests, LinearTests, Tests
 from .inputs import TARGET, UNKNOWN, Samples, known_targets, samples
+from .progress import shown
 from .results import named_graph
 
 TESTS: dict[str, Callable[[Samples], Tests]] = {"partial correlation": LinearTests, "kernel": KernelTests}
@@ -172,6 +173,8 @@ class UtIgsp:
     restarts : int
         Further starting orders, after the first.
     random_state : int
+    progress : bool, optional
+        A bar over the starting orders; by default only on a terminal.
 
     Attributes
     ----------
@@ -196,6 +199,7 @@ class UtIgsp:
         depth: int = 4,
         restarts: int = 49,
         random_state: int = 0,
+        progress: bool | None = None,
     ) -> None:
         if not callable(test) and test not in TESTS:
             raise ConfigError(f"test is one of {', '.join(map(repr, TESTS))} or a callable, got {test!r}")
@@ -205,7 +209,7 @@ class UtIgsp:
         if depth < 0 or restarts < 0:
             raise ConfigError(f"depth and restarts must not be negative, got {depth} and {restarts}")
         self.test, self.alpha, self.alpha_invariance = test, alpha, alpha_invariance
-        self.depth, self.restarts, self.random_state = depth, restarts, random_state
+        self.depth, self.restarts, self.random_state, self.progress = depth, restarts, random_state, progress
 
     def __repr__(self) -> str:
         return (
@@ -240,9 +244,9 @@ class UtIgsp:
 
     def _search(self, walk: _Walk) -> _Node:
         rng = np.random.default_rng(self.random_state)
+        attempts = shown(range(self.restarts + 1), self.restarts + 1, self.progress)
         ends = [
-            walk.search(walk.imap(order), self.depth, rng)
-            for _, order in zip(range(self.restarts + 1), walk.starts(rng), strict=False)
+            walk.search(walk.imap(order), self.depth, rng) for _, order in zip(attempts, walk.starts(rng), strict=False)
         ]
         return min(ends, key=lambda node: node.score)
 
@@ -276,7 +280,7 @@ class Igsp(UtIgsp):
         X: Any,
         env: ArrayLike | str | None = None,
         *,
-        targets: Mapping[Any, Collection[str]] | None = None,
+        targets: Mapping[Any, Collection[str] | str] | None = None,
         control: Any = None,
     ) -> Igsp:
         """Search from several orders.
@@ -284,7 +288,7 @@ class Igsp(UtIgsp):
         Parameters
         ----------
         targets : mapping
-            ``{environment: genes}`` for every environment but the reference; an empty list for one that changes nothing.
+            ``{environment: genes}`` (or one gene) for every environment but the reference; an empty list for one that changes nothing.
 
         Raises
         ------

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from .distributions import LinearSEM, LinearSEMMoments, SignedNormal
 from .inputs import Samples, samples
-from .knowledge import Edge
+from .knowledge import Edge, Knowledge
 from .order_search import OrderSearch
 from .results import named_graph
 from .variational import train_guide
@@ -46,13 +46,16 @@ class TissueSCM(PyroModule):
     Parameters
     ----------
     graph : DiGraph, optional
-        Edges considered, a DAG over (some of) the genes. Default: :class:`OrderSearch` on all samples, tissue means removed.
+        Edges considered, a DAG over (some of) the genes. Default: :class:`OrderSearch` on all samples, tissue means removed,
+        with the edges of ``signs`` required: who says that A enhances B says that there is an effect, and its direction,
+        which observations cannot always tell. Where data know of none, its weights come out near 0.
     signs : mapping of pairs ``(cause, effect)`` to ``(a, b)``
-        ``ENHANCES``, ``REPRESSES`` or a Beta law of one's own; uniform for edges not named.
+        ``ENHANCES``, ``REPRESSES`` or a Beta law of one's own; uniform for edges not named. Edges of ``graph``, where that is
+        given.
     steps, lr, random_state
         Of SVI.
     progress : bool, optional
-        A bar over its steps; by default only on a terminal.
+        A bar over the restarts of the search and the steps of SVI; by default only on a terminal.
 
     Attributes
     ----------
@@ -61,9 +64,13 @@ class TissueSCM(PyroModule):
     effects_ : DataFrame
         ``tissue``, ``cause``, ``effect``, ``mean``, ``sd`` of the weight, in the units of the data, and ``positive``, the
         probability that it is.
+    adjacency_ : ndarray ``[d, d]``
+        The same in all tissues.
     weights_ : ndarray ``[T, d, d]``
     graph_ : DiGraph
         With the mean ``weight`` over tissues and the ``share``.
+    order_ : list of str
+        Causes first.
     tissues_, genes_ : list of str
     history_ : list of float
     """
@@ -150,13 +157,14 @@ class TissueSCM(PyroModule):
         Raises
         ------
         ConfigError
-            If the graph names genes that are not in the data, or a sign an edge that is not in the graph.
+            If the graph or a sign names genes that are not in the data, a sign an edge that is not in the graph given, or
+            the signs' edges form a cycle.
         DataError
             As :class:`OrderSearch`.
         """
         data = samples(X, tissue)
         x, scale = _within(data)
-        graph = self.graph if self.graph is not None else _found(x, data.genes, self.random_state)
+        graph = self.graph if self.graph is not None else self._search(pd.DataFrame(x, columns=data.genes))
         strangers = sorted(set(map(str, graph)) - set(data.genes))
         absent = [pair for pair in self.signs if not graph.has_edge(*pair)]
         if strangers or absent:
@@ -183,6 +191,10 @@ class TissueSCM(PyroModule):
         for name, value in start.items():
             setattr(self, name, nn.Parameter(torch.as_tensor(value)))
         return self
+
+    def _search(self, x: pd.DataFrame) -> nx.DiGraph:
+        settings: dict[str, Any] = {"random_state": self.random_state, "progress": self.progress}
+        return OrderSearch(knowledge=Knowledge(required=list(self.signs)), **settings).fit(x).graph_
 
     def fit(self, X: Any, tissue: ArrayLike | str, *, device: torch.device | str = "cpu") -> TissueSCM:
         """Train by SVI. ``X`` as in :func:`~pyro_cge.discovery.inputs.samples`, ``tissue`` one label a sample."""
@@ -224,9 +236,10 @@ class TissueSCM(PyroModule):
         self.weights_[:, cause, effect] = w
         share = np.zeros((d, d))
         share[cause, effect] = mean
-        adjacency = np.zeros((d, d), dtype=np.int64)
-        adjacency[cause, effect] = 1
-        self.graph_ = named_graph(adjacency, self.genes_, weight=self.weights_.mean(0), share=share)
+        self.adjacency_ = np.zeros((d, d), dtype=np.int64)
+        self.adjacency_[cause, effect] = 1
+        self.graph_ = named_graph(self.adjacency_, self.genes_, weight=self.weights_.mean(0), share=share)
+        self.order_ = list(nx.topological_sort(self.graph_))
 
 
 def _within(data: Samples) -> tuple[np.ndarray, np.ndarray]:
@@ -234,10 +247,6 @@ def _within(data: Samples) -> tuple[np.ndarray, np.ndarray]:
     means = np.stack([data.x[data.env == t].mean(0) for t in range(len(data.environments))])
     x = data.x - means[data.env]
     return x, x.std(0)
-
-
-def _found(x: np.ndarray, genes: list[str], seed: int) -> nx.DiGraph:
-    return OrderSearch(random_state=seed).fit(pd.DataFrame(x, columns=genes)).graph_
 
 
 def _least_squares(

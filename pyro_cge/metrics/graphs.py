@@ -1,7 +1,8 @@
 """How far is one graph from another, and do the probabilities of edges mean what they say?
 
-Graphs are adjacencies ``A [d, d]`` (``A[i, j] ≠ 0``: i → j; both ways: undirected) or networkx graphs, in any combination.
-Two networkx graphs are matched by the names of their nodes, one beside an array by the order of its nodes.
+Graphs are adjacencies ``A [d, d]`` (``A[i, j] ≠ 0``: i → j; both ways: undirected), dense, sparse or tables, or networkx graphs,
+in any combination. Networkx graphs and tables are matched by the names of their nodes, one beside an array by the order of its
+nodes. Edges are counted on sparse matrices; only what ranks or tests all pairs takes ``d²`` memory.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import sparse, stats
 from torch import Tensor
 
 from ..discovery.equivalence import essential_graph
 
-Graph: TypeAlias = Tensor | NDArray[Any] | pd.DataFrame | nx.Graph
+Graph: TypeAlias = Tensor | NDArray[Any] | sparse.sparray | sparse.spmatrix | pd.DataFrame | nx.Graph
 Bool = NDArray[np.bool_]
+Edges: TypeAlias = sparse.csr_array  # bool [d, d], of which only the edges are stored
 
 
 def structural_hamming_distance(estimate: Graph, truth: Graph) -> int:
@@ -34,8 +36,7 @@ def structural_hamming_distance(estimate: Graph, truth: Graph) -> int:
         If the two differ in size, or in the names of their nodes.
     """
     a, b = _pair(estimate, truth)
-    wrong = a != b
-    return int(np.triu(wrong | wrong.T, k=1).sum())
+    return _pairs(a != b)
 
 
 def essential_distance(estimate: Graph, truth: Graph, targets: Iterable[Collection[Hashable]] = ()) -> int:
@@ -50,14 +51,13 @@ def essential_distance(estimate: Graph, truth: Graph, targets: Iterable[Collecti
         Of the interventions that data were seen under: nodes of ``truth``, or positions where it is an array.
     """
     a, b = _pair(estimate, truth)
-    names = _names(truth) or list(range(len(b)))
+    names = _names(truth) or list(range(b.shape[0]))
     place = {name: j for j, name in enumerate(names)}
     sets = [{place[node] for node in chosen} for chosen in targets]
-    graph = nx.from_numpy_array(a.astype(int), create_using=nx.DiGraph)
+    graph = _digraph(a)
     if nx.is_directed_acyclic_graph(graph):
         a = _adjacency(essential_graph(graph, sets))
-    graph = nx.from_numpy_array(b.astype(int), create_using=nx.DiGraph)
-    return structural_hamming_distance(a, _adjacency(essential_graph(graph, sets)))
+    return _pairs(a != _adjacency(essential_graph(_digraph(b), sets)))
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,15 @@ class EdgeRecovery:
 def edge_recovery(estimate: Graph, truth: Graph) -> EdgeRecovery:
     """Count right, reversed, extra and missing edges; ``truth`` is a DAG, ``estimate`` may have undirected edges."""
     a, b = _pair(estimate, truth)
-    both = a & a.T
-    directed, joined, true = a & ~both, np.triu(a | a.T), np.triu(b | b.T)
+    both = a.multiply(a.T)
+    correct, turned = a.multiply(b), (a > both).multiply(b.T) > b
+    shared = _pairs((a + a.T).multiply(b + b.T))
     return EdgeRecovery(
-        correct=int((a & b).sum()),
-        reversed=int((directed & b.T & ~b).sum()),
-        extra=int((joined & ~true).sum()),
-        missing=int((true & ~joined).sum()),
-        undirected=int(np.triu(both).sum()),
+        correct=correct.nnz,
+        reversed=turned.nnz,
+        extra=_pairs(a) - shared,
+        missing=_pairs(b) - shared,
+        undirected=_pairs(both),
     )
 
 
@@ -147,8 +148,9 @@ def edge_aupr(scores: Graph, truth: Graph) -> float:
 
 def ranked_edges(scores: Graph, truth: Graph) -> tuple[NDArray[np.float64], Bool]:
     """|Score| of each ordered pair of nodes, and whether it is an edge: ``[d (d − 1)]`` both."""
-    score, true = np.abs(_values(scores, _names(truth), ("probability", "weight"))), _adjacency(truth)
-    _check(score, true)
+    table, edges = _values(scores, _names(truth), ("probability", "weight")), _adjacency(truth)
+    _check(table, edges)
+    score, true = np.abs(table.toarray()), edges.toarray()
     apart = ~np.eye(len(score), dtype=bool)
     if not np.isfinite(score[apart]).all():
         raise ValueError("scores of edges must be finite")
@@ -169,14 +171,14 @@ def structural_intervention_distance(estimate: Graph, truth: Graph) -> int:
     """
     a, b = _pair(estimate, truth)
     for name, adjacency in (("estimate", a), ("truth", b)):
-        if not nx.is_directed_acyclic_graph(nx.from_numpy_array(adjacency.astype(int), create_using=nx.DiGraph)):
+        if not nx.is_directed_acyclic_graph(_digraph(adjacency)):
             raise ValueError(f"the structural intervention distance compares DAGs, but the {name} has a cycle")
-    graph = nx.from_numpy_array(b.astype(int), create_using=nx.DiGraph)
+    graph, causes = _digraph(b), a.tocsc()
     below = [nx.descendants(graph, i) for i in graph]
     wrong = 0
-    for i in range(len(a)):
-        parents = set(np.flatnonzero(a[:, i]).tolist())
-        for j in range(len(a)):
+    for i in graph:
+        parents = set(causes.indices[causes.indptr[i] : causes.indptr[i + 1]].tolist())
+        for j in graph:
             if j == i:
                 continue
             if j in parents:
@@ -281,7 +283,7 @@ def _names(graph: Graph) -> list[Hashable] | None:
     return list(graph) if isinstance(graph, nx.Graph) else None
 
 
-def _values(graph: Graph, names: Sequence[Hashable] | None, attributes: Sequence[str] = ()) -> NDArray[np.float64]:
+def _values(graph: Graph, names: Sequence[Hashable] | None, attributes: Sequence[str] = ()) -> sparse.csr_array:
     """``[d, d]``, in the order of ``names`` where the graph has names; of edges, the first attribute that there is."""
     own = _names(graph)
     order = own if names is None else list(names)
@@ -290,28 +292,52 @@ def _values(graph: Graph, names: Sequence[Hashable] | None, attributes: Sequence
     if isinstance(graph, nx.Graph):
         facts = {name for *_, edge in graph.edges(data=True) for name in edge}
         key = next((name for name in attributes if name in facts), None)
-        return np.asarray(nx.to_numpy_array(graph, nodelist=order, weight=key), dtype=float)
-    if isinstance(graph, pd.DataFrame):
-        return graph.loc[order, order].to_numpy(dtype=float)
-    values = np.asarray(graph.detach().cpu() if isinstance(graph, Tensor) else graph, dtype=float)
-    if np.isnan(values).any():
+        values = nx.to_scipy_sparse_array(graph, nodelist=order, weight=key, dtype=float, format="csr")
+    elif isinstance(graph, pd.DataFrame):
+        if set(graph.index) != set(graph.columns) or not graph.index.is_unique or not graph.columns.is_unique:
+            raise ValueError("rows and columns of a graph's table need the same names, each once")
+        values = _sparse(graph.loc[order, order].to_numpy(dtype=float))
+    else:
+        values = _sparse(graph.detach().cpu().numpy() if isinstance(graph, Tensor) else graph)
+    if np.isnan(values.data).any():
         raise ValueError("the graph's adjacency has NaN in it")
     return values
 
 
-def _adjacency(graph: Graph, names: Sequence[Hashable] | None = None) -> Bool:
-    adjacency = _values(graph, names) != 0
-    if adjacency.ndim == 2 and adjacency.shape[0] == adjacency.shape[1]:
-        np.fill_diagonal(adjacency, False)
-    return adjacency
+def _sparse(values: Any) -> sparse.csr_array:
+    table = values if sparse.issparse(values) else np.asarray(values, dtype=float)
+    if table.ndim != 2:
+        raise ValueError(f"a graph needs an adjacency [d, d], got an array of shape {list(table.shape)}")
+    matrix = sparse.csr_array(table, dtype=float, copy=True)
+    matrix.sum_duplicates()
+    return matrix
 
 
-def _pair(estimate: Graph, truth: Graph) -> tuple[Bool, Bool]:
+def _adjacency(graph: Graph, names: Sequence[Hashable] | None = None) -> Edges:
+    values = _values(graph, names)
+    values.data[np.repeat(np.arange(values.shape[0]), np.diff(values.indptr)) == values.indices] = 0
+    values.eliminate_zeros()
+    return values.astype(bool)
+
+
+def _digraph(adjacency: Edges) -> nx.DiGraph:
+    graph = nx.DiGraph()
+    graph.add_nodes_from(range(adjacency.shape[0]))
+    graph.add_edges_from(zip(*(part.tolist() for part in adjacency.nonzero()), strict=True))
+    return graph
+
+
+def _pairs(edges: Edges) -> int:
+    """Number of pairs of nodes that are joined in one direction or both."""
+    return int(sparse.triu(edges + edges.T).nnz)
+
+
+def _pair(estimate: Graph, truth: Graph) -> tuple[Edges, Edges]:
     a, b = _adjacency(estimate, _names(truth)), _adjacency(truth)
     _check(a, b)
     return a, b
 
 
-def _check(a: NDArray[Any], b: NDArray[Any]) -> None:
-    if a.shape != b.shape or a.ndim != 2 or a.shape[0] != a.shape[1]:
+def _check(a: sparse.csr_array, b: sparse.csr_array) -> None:
+    if a.shape != b.shape or a.shape[0] != a.shape[1]:
         raise ValueError(f"both graphs need an adjacency [d, d] of one size, got {list(a.shape)} and {list(b.shape)}")

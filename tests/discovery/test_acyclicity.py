@@ -13,7 +13,7 @@ from pyro_cge.discovery import AugmentedLagrangian, CentralPath, SoftPenalty, to
 from pyro_cge.discovery.acyclicity import PENALTIES, log_det, spectral_radius, trace_exponential
 from pyro_cge.discovery.constrained import LBFGS, Adam, train
 from pyro_cge.discovery.inputs import one_law
-from pyro_cge.errors import ConfigError
+from pyro_cge.errors import ConfigError, NonFiniteLossError
 
 NAMES = list(PENALTIES)
 
@@ -103,6 +103,42 @@ def test_a_dag_is_left_as_it_is():
     W = np.triu(np.random.default_rng(0).normal(size=(5, 5)), 1)
     assert (to_dag(W) == W).all()
     assert (to_dag(np.ones((4, 4))) == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_edges_to_keep_survive_the_cut(seed):
+    """However small: a DAG among them is never the cycle's fault."""
+    rng = np.random.default_rng(seed)
+    W, keep = rng.normal(size=(6, 6)), np.triu(rng.random((6, 6)) < 0.4, 1)
+    W[keep] *= 1e-6
+    cut = to_dag(W, threshold=0.1, keep=keep)
+    assert is_dag(cut) and (cut[keep] == W[keep]).all()
+    lost = np.abs(W[(cut == 0) & (np.abs(W) >= 0.1)])
+    if len(lost):
+        assert not is_dag(np.where((np.abs(W) >= lost.max()) | keep, W, 0)), "a smaller cut leaves a cycle"
+
+
+def test_weights_that_are_no_numbers_end_a_path():
+    """Where it starts, and where a problem leads."""
+    bad = torch.tensor([[0.0, torch.nan], [0.0, 0.0]]).double()
+    with pytest.raises(NonFiniteLossError, match="problem 0 of the path has weights that are not finite"):
+        next(CentralPath().terms(log_det, lambda: bad))
+    for path in (CentralPath(), AugmentedLagrangian(), SoftPenalty()):
+        W = torch.nn.Parameter(torch.zeros(2, 2).double())
+
+        def diverge(loss, W=W):
+            loss()
+            W.data[0, 1] = torch.inf
+
+        with pytest.raises(NonFiniteLossError, match="not finite"):
+            train(lambda W=W: W.sum(), lambda W=W: W * W, diverge, path, log_det, progress=False)
+
+
+def test_a_central_path_goes_on_from_outside_of_its_domain():
+    """Weights a hundred million times larger than it allows: ``s`` grows until they are inside."""
+    far = torch.tensor([[0.0, 1e16], [1.0, 0.0]]).double()
+    terms = list(CentralPath().terms(log_det, lambda: far))
+    assert len(terms) == 5 and all(torch.isfinite(term(far)) for term in terms)
 
 
 def test_absolute_values_are_minimised_exactly():

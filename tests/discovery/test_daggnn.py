@@ -126,6 +126,8 @@ def test_knowledge_is_exact():
     known = Knowledge(required=[("x3", "x0")], forbidden=[("x0", "x2")])
     found = DAGGNN(knowledge=known, steps=20).fit(bent())
     assert found.graph_.has_edge("x3", "x0") and not found.graph_.has_edge("x0", "x2")
+    strict = DAGGNN(knowledge=known, steps=20, threshold=100.0).fit(bent())
+    assert list(strict.graph_.edges) == [("x3", "x0")] and strict.weights_[3, 0] == strict.W_loc[3, 0].item() != 0
     with pytest.raises(ConfigError, match="required edges"):
         DAGGNN(knowledge=known, path=CentralPath()).fit(bent())
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import networkx as nx
 import numpy as np
 import pyro
 import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO
+from scipy.sparse import issparse
 
 from pyro_cge.discovery import EdgeWeights
 from pyro_cge.discovery.distributions import LinearSEM
@@ -74,6 +77,25 @@ def test_least_squares_and_its_errors(prior):
             assert row.sd == pytest.approx(errors[k], rel=0.1)
 
 
+def test_matrices_are_those_of_the_graph(monkeypatch):
+    """Sparse ones for many genes."""
+    scm = EdgeWeights(GRAPH, epochs=2).fit(triangle())
+    table = scm.posterior().set_index(["cause", "effect"])["weight"]
+    for i in range(3):
+        for j in range(3):
+            assert scm.weights_[i, j] == table.get((f"x{i}", f"x{j}"), 0.0)
+    assert (scm.adjacency_ == (scm.weights_ != 0)).all() and scm.order_ == ["x0", "x1", "x2"]
+    monkeypatch.setattr("pyro_cge.discovery.edge_weights.DENSE", 2)
+    sparse = EdgeWeights(GRAPH, epochs=2).fit(triangle())
+    assert issparse(sparse.weights_) and (sparse.weights_.toarray() == scm.weights_).all()
+    assert issparse(sparse.adjacency_) and (sparse.adjacency_.toarray() == scm.adjacency_).all()
+
+
+def test_environments_are_no_single_law():
+    with pytest.raises(ConfigError, match="one law"):
+        EdgeWeights(GRAPH).fit(triangle(), ["a"] * 200 + ["b"] * 200)
+
+
 def test_plain_pyro_works():
     scm = EdgeWeights(GRAPH).start(triangle())
     assert not list(pyro.get_param_store())
@@ -91,6 +113,12 @@ def test_the_graph_may_come_from_the_search():
     scm = EdgeWeights(epochs=2).fit(x)
     assert {frozenset(edge) for edge in scm.graph_.edges} == {frozenset((f"x{j}", f"x{j + 1}")) for j in range(4)}
     assert all(facts["sd"] > 0 for _, _, facts in scm.graph_.edges(data=True))
+
+
+def test_no_bar_means_none_of_the_search_either(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    EdgeWeights(epochs=1, progress=False).fit(triangle())
+    assert capsys.readouterr().err == ""
 
 
 def test_a_graph_without_edges():

@@ -11,7 +11,7 @@ import torch
 from pyro.infer import SVI, Predictive, TraceEnum_ELBO
 
 from pyro_cge import HardIntervention, NoiseIntervention
-from pyro_cge.discovery import InterventionalSCM, Knowledge
+from pyro_cge.discovery import EdgePrior, InterventionalSCM, Knowledge
 from pyro_cge.errors import ConfigError
 
 from .test_order_search import with_targets
@@ -58,31 +58,32 @@ def test_probability_of_a_target_is_the_integral():
 def test_new_profiles_are_like_those_of_the_environment(fitted):
     """Means and standard deviations of every gene; 6,000 draws against 200, five standard errors."""
     model, x, env, *_ = fitted
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for e in (0, 1, 5):
-            new, seen = model.predict(str(e), 6000), x[env == e]
-            error = seen.std(0) / math.sqrt(200)
-            assert (abs(new.mean().to_numpy() - seen.mean(0)) < 5 * error + 0.1 * seen.std(0)).all()
-            assert (abs(np.log(new.std().to_numpy() / seen.std(0))) < 0.3).all()
+    for e in (0, 1, 5):
+        new, seen = model.predict(str(e), 6000), x[env == e]
+        error = seen.std(0) / math.sqrt(200)
+        assert (abs(new.mean().to_numpy() - seen.mean(0)) < 5 * error + 0.1 * seen.std(0)).all()
+        assert (abs(np.log(new.std().to_numpy() / seen.std(0))) < 0.3).all()
+
+
+def test_the_same_profiles_twice_and_no_other_randomness_changes(fitted):
+    model, *_ = fitted
+    before = torch.get_rng_state()
+    one, two = model.predict("1", 20), model.predict("1", 20)
+    assert (one.to_numpy() == two.to_numpy()).all() and torch.equal(before, torch.get_rng_state())
+    assert one.nunique().min() == 20, "the cells differ"
 
 
 def test_handlers_intervene_on_the_fitted_model(fitted):
     model, _, _, adjacency, _ = fitted
     cause = int(np.argmax(adjacency.sum(1)))
     effect = int(np.flatnonzero(adjacency[cause])[0])
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        with HardIntervention(cause, value=5.0):
-            high = model.predict(n=500)
-        torch.manual_seed(0)
-        with HardIntervention(cause, value=0.0):
-            low = model.predict(n=500)
-        torch.manual_seed(0)
-        with NoiseIntervention(cause, loc=2.0):
-            moved = model.predict(n=500)
-        torch.manual_seed(0)
-        plain = model.predict(n=500)
+    with HardIntervention(cause, value=5.0):
+        high = model.predict(n=500)
+    with HardIntervention(cause, value=0.0):
+        low = model.predict(n=500)
+    with NoiseIntervention(cause, loc=2.0):
+        moved = model.predict(n=500)
+    plain = model.predict(n=500)
     assert high.iloc[:, cause].std() == pytest.approx(0, abs=1e-9)
     earlier = [
         j for j in range(len(adjacency)) if np.linalg.matrix_power(adjacency + np.eye(8, dtype=int), 8)[j, cause]
@@ -103,6 +104,28 @@ def test_known_targets_and_knowledge(fitted):
     assert model.edge_probabilities_[i, j] == 0 and model.adjacency_[i, j] == 0
     np.testing.assert_array_equal(model.targets_.to_numpy()[1:4], targets[1:4])
     assert model.targets_.iloc[4].to_numpy().nonzero()[0].tolist() == [7]
+
+
+def test_beliefs_about_edges_decide_where_data_are_silent():
+    """``x0 – x1`` has no target, so that no environment directs it: its directions are to each other as they are a priori."""
+    rng = np.random.default_rng(0)
+    x, env = rng.normal(size=(400, 3)), np.repeat(["control", "hit"], 200)
+    x[:, 1] += x[:, 0]
+    x[env == "hit", 2] += 3
+    names = ["x0", "x1"]
+    for cause, effect in ((0, 1), (1, 0)):
+        prior = EdgePrior({(f"x{cause}", f"x{effect}"): 0.5}, otherwise=0.5 / 9)
+        model = InterventionalSCM(density=prior, steps=10, draws=1000).fit(x, env)
+        p = model.edge_probabilities_
+        assert p[cause, effect] + p[effect, cause] == pytest.approx(1, abs=0.01)
+        assert p[cause, effect] / p[effect, cause] == pytest.approx(9, rel=0.4)  # 1,000 orders: 4 standard errors
+        assert model.adjacency_[cause, effect] == 1 and model.adjacency_.sum() == 1
+        drawn = model.to_arviz(150).posterior["edge"]
+        share = float(drawn.sel(cause=names[cause], effect=names[effect]).mean())
+        assert share == pytest.approx(p[cause, effect], abs=0.12)  # 5 standard errors
+        np.testing.assert_allclose(model.rho.numpy(), prior.matrix(model.genes_))
+    flat = InterventionalSCM(density=0.2, steps=20).start(x, env)
+    assert set(np.unique(flat.rho)) == {0.0, 0.2}
 
 
 def test_plain_pyro(fitted):
@@ -143,6 +166,8 @@ def test_bad_input(fitted):
         InterventionalSCM().fit(x)
     with pytest.raises(ConfigError, match=r"candidates must be 1 … 16"):
         InterventionalSCM(candidates=40)
+    with pytest.raises(ConfigError, match="density is a probability"):
+        InterventionalSCM(density=0.0)
     with pytest.raises(ConfigError, match="must be positive, got rate"):
         InterventionalSCM(rate=0)
     with pytest.raises(ConfigError, match=r"no environment 'e9'; there are \['0'"):

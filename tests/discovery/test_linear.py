@@ -12,8 +12,18 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_cge.discovery import AugmentedLagrangian, CentralPath, Knowledge, LinearSCM, OrderSearch, essential_graph
+from pyro_cge.discovery import (
+    AugmentedLagrangian,
+    CentralPath,
+    EdgePrior,
+    Knowledge,
+    LinearSCM,
+    OrderSearch,
+    essential_graph,
+    mean_field,
+)
 from pyro_cge.discovery.acyclicity import trace_exponential
 from pyro_cge.errors import ConfigError, DataError
 
@@ -256,11 +266,82 @@ def test_knowledge_is_exact():
     x = chain(300)
     known = Knowledge(required=[("x3", "x0")], forbidden=[("x0", "x1"), ("x1", "x0")])
     scm = LinearSCM(knowledge=known).fit(x)
-    assert scm.free[3, 0] and not scm.graph_.has_edge("x0", "x1") and not scm.graph_.has_edge("x1", "x0")
+    assert scm.graph_.has_edge("x3", "x0")
+    assert not scm.graph_.has_edge("x0", "x1") and not scm.graph_.has_edge("x1", "x0")
     cold = LinearSCM.dagma(standardize=True, threshold=0.1, knowledge=Knowledge(forbidden=[("x0", "x1")])).fit(x)
     assert not cold.graph_.has_edge("x0", "x1") and cold.graph_.has_edge("x1", "x0")
     with pytest.raises(ConfigError, match="required edges"):
         LinearSCM.notears(knowledge=Knowledge(required=[("x0", "x1")])).fit(x)
+
+
+@pytest.mark.parametrize("settings", [{}, {"prior": "horseshoe"}, {"candidates": "order"}, {"density": 0.01}])
+def test_required_edges_stay_where_data_know_of_none(settings):
+    """The other genes have nothing to do with each other."""
+    x = np.random.default_rng(0).normal(size=(300, 4))
+    scm = LinearSCM(knowledge=Knowledge(required=[("x3", "x0"), ("x0", "x1")]), **settings).fit(x)
+    for edge in ((3, 0), (0, 1)):
+        assert scm.adjacency_[edge] == scm.edge_probabilities_[edge] == 1
+        assert abs(scm.weights_[edge]) < 0.3 and scm.weights_sd_[edge] > 0
+    assert scm.graph_.edges["x3", "x0"]["weight"] == scm.weights_[3, 0]
+    assert scm.order_.index("x3") < scm.order_.index("x0") < scm.order_.index("x1")
+
+
+def test_beliefs_about_edges_reach_the_search_and_the_probabilities():
+    """Two genes: data cannot direct the edge. A weak one is more probable where it is believed."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 2))
+    x[:, 1] += x[:, 0]
+    for cause, effect in (("x0", "x1"), ("x1", "x0")):
+        scm = LinearSCM(density=EdgePrior({(cause, effect): 0.9}, otherwise=0.1)).fit(x)
+        assert list(scm.graph_.edges) == [(cause, effect)]
+    x[:, 1] = 0.2 * x[:, 0] + rng.normal(size=200)
+    knowledge = Knowledge(tiers=[["x0"], ["x1"]])
+
+    def probability(p):
+        prior = EdgePrior({("x0", "x1"): p}, otherwise=0.3)
+        return LinearSCM(density=prior, candidates="order", knowledge=knowledge).fit(x).edge_probabilities_[0, 1]
+
+    low, even, high = (probability(p) for p in (0.1, 0.5, 0.9))
+    odds = [p / (1 - p) for p in (low, even, high)]
+    assert odds[1:] == pytest.approx([9 * odds[0], 9 * odds[1]], rel=0.01)
+    same = LinearSCM(density=0.5, candidates="order", knowledge=knowledge).fit(x)
+    assert same.edge_probabilities_[0, 1] == pytest.approx(even, rel=0.01)
+
+
+@pytest.mark.parametrize("size", [2_000_000, 20])
+def test_linear_response_is_the_inverse_of_the_whole_curvature(size, monkeypatch):
+    """Written out: one matrix for all weights, whose blocks are the genes'."""
+    monkeypatch.setattr(mean_field, "BLOCKS", size)
+    rng, d = np.random.default_rng(0), 7
+    free = np.triu(rng.random((d, d)) < 0.6, 1)
+    x = rng.normal(size=(30, d)) @ rng.normal(size=(d, d))
+    gram, precision, prior = x.T @ x, rng.uniform(0.5, 2, d), rng.uniform(0.5, 2, (d, d))
+    causes, effects = np.nonzero(free)
+    same = effects[:, None] == effects
+    whole = np.where(same, precision[effects] * gram[np.ix_(causes, causes)], 0) + np.diag(prior[free])
+    expected = np.zeros((d, d))
+    expected[causes, effects] = np.sqrt(np.diag(np.linalg.inv(whole)))
+    found = mean_field.linear_response(*(torch.as_tensor(part) for part in (prior, gram, precision, free)))
+    assert found.numpy() == pytest.approx(expected, rel=1e-9)
+
+
+class Largest(TorchDispatchMode):
+    """The most entries that any tensor made has."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.entries = max(self.entries, result.numel())
+        return result
+
+
+def test_no_array_is_genes_by_genes_by_genes():
+    x = np.cumsum(np.random.default_rng(0).normal(size=(60, 40)), 1)
+    with Largest() as largest:
+        LinearSCM().fit(x)
+    assert 40**2 <= largest.entries <= 60 * 40
 
 
 def test_the_same_seed_gives_the_same_answer():
@@ -283,6 +364,7 @@ def test_the_same_seed_gives_the_same_answer():
         {"acyclicity": "determinant"},
         {"path": CentralPath(), "prior": "horseshoe"},
         {"path": CentralPath(), "l1": -1.0},
+        {"path": CentralPath(), "density": EdgePrior()},
     ],
 )
 def test_bad_settings_are_refused(settings):

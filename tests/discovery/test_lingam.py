@@ -150,7 +150,7 @@ def test_the_posterior_is_calibrated_and_sharper_than_least_squares():
 def test_it_is_a_pyro_model(noise):
     x, _ = linear(0, "laplace", n=300)
     found = LiNGAM(noise=noise).start(x)
-    data = found.x
+    data = found.x_
     nodes = poutine.trace(found.model).get_trace(data).nodes
     assert {"W", "noise_scale", "x", "cells"} <= set(nodes) and nodes["x"]["is_observed"]
     svi = SVI(found.model, found.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())

@@ -133,6 +133,56 @@ def test_knowledge_is_exact():
         NonparametricSCM(knowledge=Knowledge(required=[("x0", "x1")]), path=CentralPath()).fit(x)
 
 
+def test_no_threshold_is_above_a_required_edge():
+    known = Knowledge(required=[("x3", "x0")])
+    found = NonparametricSCM(knowledge=known, threshold=100.0, steps=5).fit(bent())
+    assert list(found.graph_.edges) == [("x3", "x0")] and found.strengths_[3, 0] > 0
+    x = found.x_.clone()
+    x[:, 3] += 1
+    assert (found.mechanisms(x)[:, 0] != found.mechanisms(found.x_)[:, 0]).all(), "it acts"
+
+
+def test_of_all_edges_of_the_order_few_are_kept():
+    """Four data sets, three edges each: by their probabilities, or where the networks' threshold is high enough."""
+    wrong, loose = 0, 0
+    for seed in range(4):
+        found = NonparametricSCM(candidates="order", steps=60).fit(bent(seed=seed))
+        wrong += differences(found.adjacency_, TRUTH)
+        assert not (found.adjacency_ & ~(found.edge_probabilities_ > 0.5)).any()
+        loose += NonparametricSCM(candidates="order", steps=60, threshold=0.0).fit(bent(seed=seed)).adjacency_.sum()
+    assert wrong <= 1 and loose == 4 * 6
+    own = NonparametricSCM(candidates="order", l1=0.01, threshold=0.2).fit(bent())
+    assert (own.adjacency_ == TRUTH).all()
+
+
+@pytest.mark.parametrize("settings", [{}, {"hidden": (5, 4)}, {"head": "sobolev"}])
+def test_slopes_are_mean_derivatives(settings):
+    """Against the Jacobian of every sample, at random weights."""
+    scm = NonparametricSCM(candidates="order", restarts=0, **settings).start(bent(60))
+    jacobians = torch.func.vmap(torch.func.jacrev(scm.mechanisms))(scm.x_)
+    assert torch.allclose(scm.slopes(scm.x_), jacobians.mean(0).T, atol=1e-12)
+    assert not scm.slopes(scm.x_).requires_grad
+
+
+def test_weights_are_means_over_all_samples():
+    """Sorted rows: the first 500 of 1,500 are where the cause is low and the slope of its square negative."""
+    rng = np.random.default_rng(0)
+    x = np.sort(rng.normal(size=1500))
+    both = np.c_[x, x**2 + 3 * np.tanh(x) + 0.2 * rng.normal(size=1500)]
+    found = NonparametricSCM(knowledge=Knowledge(required=[("x0", "x1")]), restarts=0).fit(both)
+    assert found.weights_[0, 1] == pytest.approx(np.mean(2 * x + 3 / np.cosh(x) ** 2), rel=0.1)
+    turned = NonparametricSCM(knowledge=Knowledge(required=[("x0", "x1")]), restarts=0).fit(both[::-1])
+    assert found.weights_[0, 1] == pytest.approx(turned.weights_[0, 1], rel=0.02)
+
+
+def test_the_search_has_a_bar_of_its_own(capsys):
+    search = ProcessSearch(Evidence(standardised(bent(60))), Knowledge().table(list("abcd")))
+    quiet = search.run([3, 2, 1, 0], restarts=1, progress=False)
+    assert capsys.readouterr().err == ""
+    assert search.run([3, 2, 1, 0], restarts=1, progress=True) == quiet
+    assert "fit" in capsys.readouterr().err
+
+
 # The Pyro model
 
 

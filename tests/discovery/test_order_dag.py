@@ -75,15 +75,16 @@ def test_gibbs_and_exact_orders_agree():
     model = OrderDAG(density=0.3, draws=4000).start(x)
     graphs = model._graphs
     of = graphs.total, graphs.near, graphs.counts
-    chain = edge_marginals(*of, gibbs_orders(*of, graphs.absent, np.arange(7), 4000, 3, 1))
+    chain = edge_marginals(*of, gibbs_orders(*of, graphs.absent, np.arange(7), 4000, 3, 1, 800))
     exact = edge_marginals(*of, exact_orders(*of, graphs.absent, 4000, 2)[0])
     assert np.abs(chain - exact).max() < 0.05
 
 
-def test_guide_is_the_exact_conditional_posterior():
+@pytest.mark.parametrize("candidates", [2, 12])
+def test_guide_is_the_exact_conditional_posterior(candidates):
     """Given the order, log p − log q is the same number for whatever edges, variances and weights are drawn."""
     x, _ = linear(1, d=5)
-    model = OrderDAG(density=0.3, draws=1).start(x)  # one order only
+    model = OrderDAG(density=0.3, draws=1, candidates=candidates).start(x)  # one order only
     values = torch.from_numpy(x)
     found = []
     for seed in range(6):
@@ -124,6 +125,19 @@ def test_knowledge_is_exact():
     assert without.edge_probabilities_[i, j] == 0
     tiers = Knowledge(tiers=[["x0", "x1", "x2"], ["x3", "x4", "x5"]])
     assert OrderDAG(knowledge=tiers, draws=200).fit(x).edge_probabilities_[3:, :3].max() == 0
+
+
+def test_more_required_parents_than_candidates_are_all_kept():
+    x = np.random.default_rng(0).normal(size=(200, 8))
+    known = Knowledge(required=[(f"x{i}", "x7") for i in range(5)])
+    model = OrderDAG(candidates=2, draws=50, knowledge=known).fit(x)
+    np.testing.assert_array_equal(model.edge_probabilities_[:5, 7], 1)
+    assert model.adjacency_[:5, 7].all() and (model._graphs.counts[:7] <= 2).all(), "others have no more than asked"
+    pyro.set_rng_seed(0)
+    assert math.isfinite(Trace_ELBO().loss(model.model, model.guide, torch.from_numpy((x - x.mean(0)) / x.std(0))))
+    many = Knowledge(required=[(f"x{i}", "x29") for i in range(21)])
+    with pytest.raises(ConfigError, match="21 parents are required of gene number 29.*up to 20"):
+        OrderDAG(knowledge=many).fit(np.random.default_rng(0).normal(size=(200, 30)))
 
 
 def test_larger_graphs_walk_over_orders():

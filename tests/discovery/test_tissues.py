@@ -11,7 +11,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Predictive, Trace_ELBO
 
-from pyro_cge.discovery import ENHANCES, TissueSCM
+from pyro_cge.discovery import ENHANCES, REPRESSES, TissueSCM
 from pyro_cge.discovery.distributions import SignedNormal
 from pyro_cge.errors import ConfigError
 
@@ -82,6 +82,28 @@ def test_graph_is_found_where_none_is_given():
     model = TissueSCM(steps=50).fit(x, tissue)
     assert {frozenset(edge) for edge in model.graph_.edges} >= {frozenset("ab")}
     assert set(model.effects_["tissue"]) == {"t0", "t1", "t2"} and model.history_[-1] < model.history_[0] + 1e3
+
+
+def test_edges_with_a_sign_are_in_the_graph_that_is_found():
+    """Against the search's direction, and where it finds nothing: ``c → a`` weighs little, and its sign is the one believed."""
+    x, tissue = tissues([(1.0, 0.0)] * 3, n=300)
+    free = TissueSCM(steps=5).fit(x, tissue)
+    (found,) = free.graph_.edges
+    assert set(found) == {"a", "b"}
+    turned = found[::-1]
+    model = TissueSCM(signs={turned: ENHANCES, ("c", "a"): REPRESSES}, steps=150).fit(x, tissue)
+    assert set(model.graph_.edges) == {turned, ("c", "a")}
+    share = model.shares_.set_index(["cause", "effect"])["mean"]
+    assert share[turned] > 0.75 and share["c", "a"] < 0.4
+    assert model.effects_.query("cause == 'c'")["mean"].abs().max() < 0.2
+
+
+def test_signs_that_no_graph_has():
+    x, tissue = tissues([(1.0, 1.0)] * 2)
+    with pytest.raises(ConfigError, match="cycle"):
+        TissueSCM(signs={("a", "b"): ENHANCES, ("b", "a"): ENHANCES}).fit(x, tissue)
+    with pytest.raises(ConfigError, match="names 'z', which is not among the 3 genes"):
+        TissueSCM(signs={("a", "z"): ENHANCES}).fit(x, tissue)
 
 
 def test_plain_pyro():

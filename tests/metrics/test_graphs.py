@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import sparse
 
 from pyro_cge.discovery import essential_graph, named_graph
 from pyro_cge.metrics import (
@@ -100,6 +102,64 @@ def test_graphs_are_matched_by_name(truth):
     assert structural_hamming_distance(table, graph) == structural_hamming_distance(graph, table) == 0
     with pytest.raises(ValueError, match="other nodes"):
         structural_hamming_distance(nx.DiGraph([("a", "x")]), graph)
+
+
+@pytest.mark.parametrize("kind", [sparse.csr_array, sparse.csr_matrix, sparse.coo_array])
+def test_sparse_graphs_are_graphs(kind, truth, estimate):
+    stored = kind(estimate)
+    assert structural_hamming_distance(stored, truth) == structural_hamming_distance(kind(truth.numpy()), estimate) == 3
+    assert edge_recovery(stored, truth) == edge_recovery(estimate, truth)
+    assert edge_aupr(stored, truth) == edge_aupr(estimate, truth)
+    assert essential_distance(stored, kind(truth.numpy())) == essential_distance(estimate, truth)
+    assert structural_intervention_distance(stored, truth) == structural_intervention_distance(estimate, truth)
+    zero = sparse.csr_array(([0.0, 1.0], ([0, 1], [1, 2])), shape=(3, 3))
+    assert structural_hamming_distance(zero, np.zeros((3, 3))) == 1, "a zero that is stored is no edge"
+    assert zero.nnz == 2, "what is given is left as it is"
+
+
+def test_edges_are_counted_as_on_all_pairs_of_dags():
+    """By the definitions, on pairs of nodes, for graphs with undirected edges too."""
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        a, b = rng.random((5, 5)) < 0.4, random_dag(5, int(rng.integers(1000))) != 0
+        np.fill_diagonal(a, False)
+        pairs = [(a[i, j], a[j, i], b[i, j], b[j, i]) for i, j in itertools.combinations(range(5), 2)]
+        found = edge_recovery(a, b)
+        assert found.correct == sum((x and u) + (y and v) for x, y, u, v in pairs)
+        assert found.reversed == sum((x != y) and (u or v) and (x, y) != (u, v) for x, y, u, v in pairs)
+        assert found.extra == sum((x or y) and not (u or v) for x, y, u, v in pairs)
+        assert found.missing == sum((u or v) and not (x or y) for x, y, u, v in pairs)
+        assert found.undirected == sum(x and y for x, y, *_ in pairs)
+        assert structural_hamming_distance(a, b) == sum((x, y) != (u, v) for x, y, u, v in pairs)
+
+
+def test_twenty_thousand_nodes_take_no_square_of_memory():
+    """Dense, one such adjacency would take 3.2 GB."""
+    d = 20_000
+    chain = sparse.csr_array((np.ones(d - 1), (np.arange(d - 1), np.arange(1, d))), shape=(d, d))
+    back = nx.path_graph(range(d - 1, -1, -1), create_using=nx.DiGraph)
+    back = nx.relabel_nodes(back, {j: d - 1 - j for j in range(d)})  # nodes in the same order, edges as in the chain
+    tracemalloc.start()
+    assert structural_hamming_distance(chain, chain.T) == d - 1
+    assert edge_recovery(chain, back).recall == 1
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+def test_tables_are_matched_by_rows_and_columns_and_must_be_whole(truth):
+    genes = list("abcd")
+    table = pd.DataFrame(truth.numpy(), index=genes, columns=genes)
+    turned = table.loc[list("dbca"), list("cadb")]
+    assert structural_hamming_distance(turned, truth) != 0, "beside an array only the order counts"
+    assert (
+        structural_hamming_distance(turned, table)
+        == structural_hamming_distance(turned, named_graph(truth, genes))
+        == 0
+    )
+    with pytest.raises(ValueError, match="same names, each once"):
+        structural_hamming_distance(pd.DataFrame(truth.numpy(), columns=genes), table)
+    with pytest.raises(ValueError, match="NaN"):
+        structural_hamming_distance(table.where(table == 0), table)
 
 
 def test_an_edge_of_weight_zero_is_an_edge():

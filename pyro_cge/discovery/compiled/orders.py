@@ -152,13 +152,17 @@ def gibbs_orders(
     draws: int,
     sweeps: int,
     seed: int,
+    warm: int,
 ) -> Indices:
-    """Draws ``[draws, d]`` from a Markov chain, ``sweeps`` apart, the first ``draws / 5`` of them left out.
+    """Draws ``[draws, d]`` from a Markov chain, ``sweeps`` apart, after ``warm`` that are left out.
+
+    With a negative ``seed`` the generator goes on where it was, and so does the chain if it starts from the last draw.
 
     A step takes out one node and puts it back at a place drawn from its conditional distribution, which costs two entries
     of the tables a place.
     """
-    np.random.seed(seed)
+    if seed >= 0:
+        np.random.seed(seed)
     d = len(counts)
     bit = np.full((d, d), -1, dtype=np.int64)
     for j in range(d):
@@ -169,8 +173,7 @@ def gibbs_orders(
         for earlier in range(place):
             if bit[order[earlier], order[place]] >= 0:
                 among[order[place]] |= 1 << bit[order[earlier], order[place]]
-    warm, options = draws // 5, np.empty(d)
-    orders = np.empty((draws, d), dtype=np.int64)
+    options, orders = np.empty(d), np.empty((draws, d), dtype=np.int64)
     for s in range(-warm, draws):
         for _ in range(sweeps):
             for home in np.random.permutation(d):
