@@ -1,4 +1,4 @@
-"""The command line: ``pyro-cge demo | simulate | prepare | fit | compare | predict | discover``.
+"""The command line: ``pyro-cge demo | simulate | prepare | fit | compare | predict | discover | rank-drugs``.
 
 Heavy packages are imported inside the commands, so that ``--help`` answers at once.
 """
@@ -277,6 +277,57 @@ def discover(
     )
     typer.echo(summary(found))
     typer.echo(f"graph, targets and figures are in {out}/")
+
+
+@app.command("rank-drugs")
+def rank_drugs(
+    disease: Annotated[Path, typer.Option("--disease", help="Table: a gene's name first, and its log2 fold change.")],
+    effects: Annotated[
+        Path, typer.Option("--effects", help="Drug signatures: .h5ad, or a table with a row a signature.")
+    ],
+    out: Out = Path("runs/rank-drugs"),
+    context: Annotated[
+        str | None, typer.Option(help="Where the drugs act; none: the mean over all contexts measured.")
+    ] = None,
+    imputer: Annotated[
+        str | None, typer.Option(help="Transport effects to --context: mean, shrunk or fixed; none: measured ones.")
+    ] = None,
+    change: Annotated[list[str], typer.Option(help="Column of log2 fold changes; repeated: replicates.")] = ["log2fc"],  # noqa: B006
+    context_key: Annotated[str, typer.Option(help="Column of --effects that names the context.")] = "context",
+    action_key: Annotated[str, typer.Option(help="Column of --effects that names the drug.")] = "action",
+    aliases: Annotated[
+        Path | None, typer.Option(help="Table of two columns: gene in --disease, the same gene in --effects.")
+    ] = None,
+    network: Annotated[
+        Path | None, typer.Option(help="Protein interactions: two names, cost or confidence. Adds targets.")
+    ] = None,
+    expression: Annotated[Path | None, typer.Option(help="Single cells × genes, log expression; with --network.")] = None,
+    drug_targets: Annotated[Path | None, typer.Option(help="Table of gene and drug; with --network.")] = None,
+    config: Config = None,
+    overrides: Overrides = [],  # noqa: B006
+    seed: Seed = None,
+) -> None:
+    """Rank drugs by how well they reverse a disease signature, and drug targets by the disease genes they act on."""
+    from .config import read_settings
+    from .rank_drugs import RankDrugsConfig, rank, summary
+
+    settings = read_settings(RankDrugsConfig, config, overrides, imputer=imputer, seed=seed)
+    _new_folder(out)
+    found = rank(
+        settings,
+        disease,
+        effects,
+        out,
+        context=context,
+        change=change,
+        keys=(context_key, action_key),
+        aliases=aliases,
+        network=network,
+        expression=expression,
+        drug_targets=drug_targets,
+    )
+    typer.echo(summary(*found))
+    typer.echo(f"tables, graphs and figures are in {out}/")
 
 
 def _read(path: Path, env_key: str | None) -> Any:

@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from ..errors import ConfigError, DataError
-from .effects import Array, Codes, Effects, _sums
+from .effects import Array, Codes, Effects, sums
 
 
 class ContextMean:
@@ -66,9 +66,9 @@ class FixedEffects:
         per_action = np.maximum(seen.sum(0), 1)
         # The actions' effects profiled out: a K × K system remains.
         normal = np.diag(seen.sum(1)) - (seen / per_action) @ seen.T
-        action_mean = _sums(x, a, effects.A) / per_action[:, None]
-        self.contexts_ = np.linalg.pinv(normal, hermitian=True) @ _sums(x - action_mean[a], k, effects.K)
-        self.actions_ = _sums(x - self.contexts_[k], a, effects.A) / per_action[:, None]
+        action_mean = sums(x, a, effects.A) / per_action[:, None]
+        self.contexts_ = np.linalg.pinv(normal, hermitian=True) @ sums(x - action_mean[a], k, effects.K)
+        self.actions_ = sums(x - self.contexts_[k], a, effects.A) / per_action[:, None]
         for values, codes in ((self.contexts_, k), (self.actions_, a)):
             there = np.bincount(codes, minlength=len(values)) > 0
             values[~there] = values[there].mean(0)
@@ -101,7 +101,7 @@ class ShrunkMean:
         residual = effects.x - self.context_.means_[effects.context]
         mean, count = means(residual, effects.action, effects.A, np.zeros(effects.g))
         self.shrinkage_ = (
-            _variance_ratio(residual, effects.action, mean, count) if self.shrinkage is None else self.shrinkage
+            variance_ratio(residual, effects.action, mean, count) if self.shrinkage is None else self.shrinkage
         )
         self.actions_ = (
             mean * np.divide(count, count + self.shrinkage_, out=np.zeros(len(count)), where=count > 0)[:, None]
@@ -130,12 +130,12 @@ def checked(effects: Effects) -> Effects:
 def means(x: Array, codes: Codes, n: int, otherwise: Array) -> tuple[Array, Array]:
     """Means ``[n, g]`` of the rows of each code (``otherwise`` where there is none) and their counts ``[n]``."""
     counts = np.bincount(codes, minlength=n).astype(np.float64)
-    result = _sums(x, codes, n) / np.maximum(counts, 1)[:, None]
+    result = sums(x, codes, n) / np.maximum(counts, 1)[:, None]
     result[counts == 0] = otherwise
     return result, counts
 
 
-def _variance_ratio(residual: Array, action: Codes, mean: Array, count: Array) -> float:
+def variance_ratio(residual: Array, action: Codes, mean: Array, count: Array) -> float:
     """Variance within actions over variance between them (Searle's ANOVA estimator for unbalanced tables)."""
     seen = count > 0
     free = count.sum() - seen.sum()

@@ -303,12 +303,12 @@ class Effects:
             counts = np.bincount(context[untreated], minlength=len(contexts))
             if not counts.all():
                 raise DataError(f"context {contexts[int(counts.argmin())]!r} has no profile of the control {control!r}")
-            x = x - (_sums(x[untreated], context[untreated], len(contexts)) / counts[:, None])[context]
+            x = x - (sums(x[untreated], context[untreated], len(contexts)) / counts[:, None])[context]
             x, context = x[~untreated], context[~untreated]
             action, actions = pd.factorize(actions[action[~untreated]], sort=True)
         if replicates == "mean":
             flat, inverse = np.unique(context * len(actions) + action, return_inverse=True)
-            x = _sums(x, inverse, len(flat)) / np.bincount(inverse)[:, None]
+            x = sums(x, inverse, len(flat)) / np.bincount(inverse)[:, None]
             context, action = np.divmod(flat, len(actions))
         return cls(x, context, action, list(contexts), list(actions), genes, **known)
 
@@ -350,7 +350,7 @@ def _features(table: pd.DataFrame, names: Sequence[str], field: str) -> pd.DataF
     return ordered
 
 
-def _sums(x: Array, codes: NDArray[Any], n: int) -> Array:
+def sums(x: Array, codes: NDArray[Any], n: int) -> Array:
     """Sums of the rows of each code ``[n, g]``."""
     from scipy.sparse import csr_array
 

@@ -32,6 +32,7 @@ from .prediction import (
     summarise,
     top_gene_overlap,
 )
+from .retrieval import retrieval_scores
 from .stability import Stability, stability
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "r2_per_profile",
     "rank_among",
     "reconstruction_loss",
+    "retrieval_scores",
     "sbc_ranks",
     "stability",
     "structural_hamming_distance",

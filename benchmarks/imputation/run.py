@@ -1,0 +1,243 @@
+"""Which imputer predicts the pair of context and action that nobody measured? One protocol, three metrics, every method.
+
+``--data`` is the folder of the L1000 files (``l1000_level5_gps24``, ``l1000_level2mean_squires20x24``, one LJP005 plate, the
+availability table); without it only the simulated problem and the full-size fold are run. Sections: ``level5`` (ten folds
+within each cell line), ``few`` (``b`` training actions in a new cell line), ``squires`` (leave one out), ``plate`` (doses as
+contexts), ``semi`` (a simulated cell under the real pattern of missing pairs, with the noise-free effects as ceiling), ``fold``
+(18,000 training pairs).
+
+``figures``: ``l5_r``, ``l5_r2``, ``l5_cosine`` and ``l5_seen_profile_r`` (pairs whose action has two training pairs or more) by
+method, ``gp_coverage_90``, ``plate_r``, ``fold_cpu_s``, and the same for the other sections. Means over seeds. Every row measured is
+kept in ``scores.csv`` with its commit; a run replaces the rows of its sections, and figures follow from the whole file.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import problems
+from contract import finish, measured, options
+
+import pyro_cge as cge
+from pyro_cge.imputation import (
+    DNPP,
+    NTKGP,
+    ActionMean,
+    BayesianSyntheticInterventions,
+    ContextMean,
+    Effects,
+    EnvironmentImputer,
+    FaLRTC,
+    FixedEffects,
+    MaskedCP,
+    NTKCompletion,
+    ShrunkMean,
+    SyntheticInterventions,
+    TwoWayMean,
+    few_shot,
+    hold_out,
+    k_fold,
+    leave_one_out,
+)
+from pyro_cge.metrics import imputation_scores
+
+SCORES = Path(__file__).parent / "scores.csv"
+SECTIONS = ("level5", "few", "squires", "plate", "semi", "fold")
+SLOW = ("environment model", "masked CP", "FaLRTC", "synthetic interventions (Bayesian)")
+
+
+def methods(seed: int) -> dict[str, Callable[[], Any]]:
+    """Every row of the tables, made afresh for each fold set."""
+    return {
+        "context mean": ContextMean,
+        "action mean": ActionMean,
+        "two-way mean": TwoWayMean,
+        "fixed effects": FixedEffects,
+        "shrunk mean": ShrunkMean,
+        "DNPP": DNPP,
+        "FaLRTC": lambda: FaLRTC(n_components=100, dtype=torch.float32, progress=False),
+        "masked CP": lambda: MaskedCP(rank=10, random_state=seed),
+        "synthetic interventions (actions)": SyntheticInterventions,
+        "synthetic interventions (contexts)": lambda: SyntheticInterventions(donors="contexts"),
+        "synthetic interventions (Bayesian)": lambda: BayesianSyntheticInterventions(
+            donors="contexts", progress=False, random_state=seed
+        ),
+        "environment model": lambda: EnvironmentImputer(
+            lambda data: cge.presets.sams_vae(data, d=20, additive=True),
+            epochs=60,
+            lr=3e-3,
+            validation=None,
+            patience=None,
+            progress=False,
+            random_state=seed,
+        ),
+        "NTK": NTKCompletion,
+        "NTK, mixed prior": lambda: NTKCompletion(feature=DNPP()),
+        "NTKGP": lambda: NTKGP(random_state=seed),
+    }
+
+
+def section(
+    name: str, effects: Effects, folds_of: Callable[[int], Iterable[Any]], seeds: int, without: Iterable[str] = ()
+) -> list[dict[str, Any]]:
+    """Scores of every method on the same folds, one row a seed; slow methods on the first seed only."""
+    rows: list[dict[str, Any]] = []
+    for seed in range(seeds):
+        folds = list(folds_of(seed))
+        seen = np.concatenate([problems.seen_elsewhere(effects, train, test) for train, test in folds])
+        for label, make in methods(seed).items():
+            if label in without or (seed and label in SLOW):
+                continue
+            try:
+                held = hold_out(make(), effects, folds, progress=False)
+            except cge.errors.ConfigError as error:  # an optional package that is not here
+                print(f"{name:10} {label}: left out ({error})", flush=True)
+                continue
+            scores = held.scores(effects)
+            row = {"section": name, "seed": seed, "method": label, **scores}
+            if seen.any():
+                row["seen_profile_r"] = held.scores(effects, rows=seen)["profile_r"]
+            median = held.scores(effects, "median")
+            row |= {"median_r2": median["r2"], "median_cosine": median["cosine"]}
+            rows.append(row)
+            print(
+                f"{name:10}{seed:3}  {label:36}" + "  ".join(f"{k} {scores[k]:7.3f}" for k in ("r", "r2", "cosine")),
+                f"  cover {scores.get('coverage_90', np.nan):.2f}  {scores['cpu_s']:7.1f} s",
+                flush=True,
+            )
+    return rows
+
+
+def semi(folder: Path | None, seeds: int, quick: bool) -> list[dict[str, Any]]:
+    """The simulated cell: also against the noise-free effects, with these as the last row."""
+    rows: list[dict[str, Any]] = []
+    size = {"n_actions": 60, "n_contexts": 8, "n_genes": 60} if quick else {}
+    for seed in range(seeds):
+        effects, exact = problems.semi_synthetic(folder, seed, **size)
+        folds = list(k_fold(effects, 5, random_state=seed))
+        tested = np.concatenate([test for _, test in folds])
+        rows.append({"section": "semi", "seed": seed, "method": "noise-free effects", **imputation_scores(effects.x[tested], exact[tested])})  # fmt: skip
+        for label, make in methods(seed).items():
+            if (seed or quick) and label in SLOW:
+                continue
+            try:
+                held = hold_out(make(), effects, folds, progress=False)
+            except cge.errors.ConfigError as error:
+                print(f"semi       {label}: left out ({error})", flush=True)
+                continue
+            truth = imputation_scores(exact[held.rows], held.mean)
+            row = {"section": "semi", "seed": seed, "method": label, **held.scores(effects)}
+            rows.append({**row, **{f"true_{k}": v for k, v in truth.items()}})
+            print(f"semi      {seed:3}  {label:36}r {row['r']:.3f}  of the truth {truth['r']:.3f}", flush=True)
+    return rows
+
+
+def fold() -> list[dict[str, Any]]:
+    """Processor seconds and memory of one fit and prediction of NTKGP at 18,000 training pairs."""
+    effects = problems.full_size(0)
+    train, test = np.arange(18_000), np.arange(18_000, 20_000)
+    rows = []
+    for dtype in ("float32", "float64"):  # in this order: peak memory only grows
+        started = time.process_time()
+        gp = NTKGP(dtype=dtype).fit(effects.take(train))
+        mean = gp.predict(np.stack([effects.context[test], effects.action[test]], 1))
+        seconds = time.process_time() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        row = {"section": "fold", "seed": 0, "method": f"NTKGP, {dtype}", **imputation_scores(effects.x[test], mean)}
+        rows.append({**row, "cpu_s": round(seconds, 1), "peak_gb": round(peak, 2)})
+        print(f"fold       {dtype}: {seconds:.1f} s, {peak:.2f} GB, r {row['r']:.3f}", flush=True)
+    return rows
+
+
+def by_method(table: pd.DataFrame, section_name: str, column: str) -> dict[str, float]:
+    part = table[table["section"] == section_name]
+    if column not in part:
+        return {}
+    means = part.groupby("method", sort=False)[column].mean().dropna()
+    return {str(k): round(float(v), 4) for k, v in means.items()}
+
+
+def main() -> None:
+    parser = options(__doc__ or "", seeds=3)
+    parser.add_argument("--data", type=Path, default=None, help="folder of the L1000 files (default: simulated only)")
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="comma-separated (default all)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    wanted = ["semi"] if arguments.quick else arguments.sections.split(",")
+    seeds = 1 if arguments.quick else arguments.seeds
+    rows: list[dict[str, Any]] = []
+    if "fold" in wanted:  # first: its peak memory is the process's
+        rows += fold()
+    if arguments.data is not None and not arguments.quick:
+        if {"level5", "few"} & set(wanted):
+            table = problems.level5(arguments.data)
+        if "level5" in wanted:
+            rows += section("level5", table, lambda seed: k_fold(table, 10, random_state=seed), seeds)
+        if "few" in wanted:
+            for b in (2, 10):
+                rows += section(f"few {b}", table, lambda seed, b=b: few_shot(table, b, random_state=seed), seeds, SLOW)
+        if "squires" in wanted:
+            early = problems.squires(arguments.data)
+            rows += section("squires", early, lambda _: leave_one_out(early), 1, ("environment model", "masked CP"))
+        if "plate" in wanted:
+            doses = problems.plate(arguments.data)
+            rows += section("plate", doses, lambda seed: k_fold(doses, 10, random_state=seed), seeds)
+    if "semi" in wanted:
+        rows += semi(arguments.data, seeds, arguments.quick)
+    folder = arguments.out or Path(__file__).parent / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    results = keep(pd.DataFrame(rows), folder / "scores.csv" if arguments.out or arguments.quick else SCORES)
+    if len(results):
+        shown = results.drop(columns=["seed", "commit", "hardware"]).groupby(["section", "method"], sort=False)
+        print(f"\n{shown.mean().round(3).to_string()}")
+    finish(folder, derive(results), arguments, results.assign(hardware=results["hardware"].map(json.loads)).to_dict("records"))  # fmt: skip
+
+
+def keep(new: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """All rows measured so far: the new ones in place of those of the same section, seed and method."""
+    now = measured()
+    new = new.assign(commit=now["commit"], hardware=json.dumps(now["hardware"]))
+    if path.is_file():
+        old = pd.read_csv(path)
+        key = ["section", "seed", "method"]
+        replaced = pd.MultiIndex.from_frame(old[key]).isin(pd.MultiIndex.from_frame(new[key])) if len(new) else False
+        new = pd.concat([old[~np.broadcast_to(replaced, len(old))], new], ignore_index=True)
+    new.to_csv(path, index=False, float_format="%.6g")
+    return new
+
+
+def derive(results: pd.DataFrame) -> dict[str, Any]:
+    """The figures of these rows."""
+    figures: dict[str, Any] = {
+        f"l5_{name}": by_method(results, "level5", name) for name in ("r", "r2", "cosine", "seen_profile_r", "cpu_s")
+    }
+    full = results[results["section"] == "fold"].set_index("method")
+    return {
+        **figures,
+        "gp_coverage_90": by_method(results, "level5", "coverage_90").get("NTKGP"),
+        "plate_r": by_method(results, "plate", "r").get("NTKGP"),
+        "plate_r_by_method": by_method(results, "plate", "r"),
+        "squires_median_cosine": by_method(results, "squires", "median_cosine"),
+        "few_r": {str(b): by_method(results, f"few {b}", "r") for b in (2, 10)},
+        "semi_r": by_method(results, "semi", "r"),
+        "semi_true_r": by_method(results, "semi", "true_r"),
+        "fold_cpu_s": float(full["cpu_s"]["NTKGP, float64"]) if len(full) else None,
+        "fold_peak_gb": {str(k): float(v) for k, v in full["peak_gb"].items()} if len(full) else {},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""Drugs that reverse a disease signature and, with a protein network and single cells, targets upstream of its genes.
+
+::
+
+    drugs.csv, drugs.png            drugs by anticorrelation, with posterior intervals of their ranks
+    genes.csv, tree.graphml         disease genes and what connects them in the network      (with --network)
+    targets.csv, targets.png        drug targets, most disease genes downstream first        (with --network)
+    edges.csv, graph.graphml        causal graph: probabilities of edges; those above one half
+    manifest.json                   settings, versions, hashes of the files read, processor seconds
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import networkx as nx
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from .data.files import sha256
+from .discovery import edge_table, named_graph, write_graph
+from .errors import ConfigError, DataError
+from .imputation import (
+    ActionMean,
+    Effects,
+    FixedEffects,
+    ShrunkMean,
+    TargetSearch,
+    disease_genes,
+    identify_targets,
+    protein_network,
+    rank_drugs,
+)
+from .train.checkpoint import write_json
+
+PACKAGES = ("pyro-cge", "numba", "numpy", "networkx", "pandas", "scipy")
+IMPUTERS = {"mean": ActionMean, "shrunk": ShrunkMean, "fixed": FixedEffects}
+
+
+class RankDrugsConfig(BaseModel):
+    """Settings of :func:`~pyro_cge.imputation.rank_drugs` and :func:`~pyro_cge.imputation.identify_targets`.
+
+    ``imputer`` transports effects to the context; without one, drugs measured there are ranked. ``n_genes`` disease genes
+    become terminals of the tree.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    score: Literal["pearson", "spearman", "cosine"] = "pearson"
+    imputer: Literal["mean", "shrunk", "fixed"] | None = None
+    top: int = Field(default=10, ge=1)
+    draws: int = Field(default=500, ge=1)
+    n_genes: int = Field(default=150, ge=2)
+    omega: float | None = Field(default=None, ge=0)
+    hub_penalty: float | None = 0.0
+    noise: float = Field(default=0.2, ge=0)
+    graphs: int = Field(default=200, ge=1)
+    seed: int = 0
+
+
+def rank(
+    config: RankDrugsConfig,
+    disease: Path,
+    effects: Path,
+    out: Path,
+    *,
+    context: str | None = None,
+    change: Sequence[str] = ("log2fc",),
+    keys: tuple[str, str] = ("context", "action"),
+    aliases: Path | None = None,
+    network: Path | None = None,
+    expression: Path | None = None,
+    drug_targets: Path | None = None,
+) -> tuple[pd.DataFrame, TargetSearch | None]:
+    """Rank drugs, search targets where the files for that are given, and write the folder described above, whole or not.
+
+    Parameters
+    ----------
+    disease : path
+        Table whose first column names genes; ``change`` are its columns of log2 fold changes (several: replicates).
+    effects : path
+        .h5ad, or table with a row a signature; ``keys`` name the columns of contexts and of actions (drugs). Signatures
+        of one pair are averaged.
+    aliases : path, optional
+        Table of two columns: a gene's name in ``disease`` and in ``effects``.
+    network : path, optional
+        Table: two proteins, and a column ``cost`` or ``confidence``.
+    expression : path
+        Table of single cells, genes in columns; a first column without a name holds the cells'.
+    drug_targets : path
+        Table with columns ``gene`` and ``drug``.
+
+    Raises
+    ------
+    ConfigError, DataError
+    """
+    further = {"network": network, "expression": expression, "drug_targets": drug_targets}
+    if any(further.values()) and (absent := [name for name, path in further.items() if path is None]):
+        raise ConfigError(f"targets need network, expression and drug_targets: {absent[0]} is missing")
+    signature = read_signature(disease, change)
+    measured = read_effects(effects, *keys)
+    names = None if aliases is None else _table(aliases)
+    started = time.process_time()
+    imputer = None
+    if config.imputer is not None:
+        if context is not None and context not in measured.context_names:  # a context in which nothing was measured
+            measured = replace(measured, context_names=(*measured.context_names, context))
+        imputer = IMPUTERS[config.imputer]().fit(measured)
+    drugs = rank_drugs(
+        signature,
+        measured,
+        context=context,
+        imputer=imputer,
+        aliases=None if names is None else dict(zip(names.iloc[:, 0], names.iloc[:, 1], strict=True)),
+        score=config.score,
+        top=config.top,
+        draws=config.draws,
+        random_state=config.seed,
+    )
+    found = None
+    if network is not None and expression is not None and drug_targets is not None:
+        found = _targets(config, signature.mean(axis=1), drugs, network, expression, drug_targets)
+    seconds = time.process_time() - started
+    files = {"disease": disease, "effects": effects, "aliases": aliases, **further}
+    manifest = {
+        "settings": config.model_dump(),
+        "context": context,
+        "change": list(change),
+        "genes_compared": drugs.attrs["genes"],
+        "terminals_not_in_network": None if found is None else found.tree.missing,
+        "files": {
+            k: None if path is None else {"file": path.name, "sha256": sha256(path)} for k, path in files.items()
+        },
+        "processor_seconds": round(seconds, 3),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    with whole_folder(out) as part:
+        _write(drugs, found, part)
+        write_json(part / "manifest.json", manifest)
+    return drugs, found
+
+
+def _targets(
+    config: RankDrugsConfig, signature: pd.Series, drugs: pd.DataFrame, network: Path, cells: Path, acting: Path
+) -> TargetSearch:
+    edges = _table(network)
+    kind = next((name for name in ("cost", "confidence") if name in edges), None)
+    if kind is None:
+        raise DataError(f"{network}: no column 'cost' or 'confidence'; there are {', '.join(map(str, edges.columns))}")
+    interactions = protein_network(edges, **{kind: kind}, hub_penalty=config.hub_penalty)
+    there = signature[signature.index.isin(list(interactions))]
+    if not len(there):
+        raise DataError(f"{network}: none of the {len(signature):,} genes of the disease signature is in the network")
+    expression = _table(cells)
+    if str(expression.columns[0]).startswith("Unnamed:"):
+        expression = expression.iloc[:, 1:]
+    return identify_targets(
+        disease_genes(there, n=min(config.n_genes, int((there != 0).sum()))),
+        interactions,
+        expression.select_dtypes("number"),
+        _table(acting),
+        drugs=drugs if drugs.index.isin(_table(acting).get("drug", pd.Series(dtype=str)).astype(str)).any() else None,
+        omega=config.omega,
+        noise=config.noise,
+        draws=config.graphs,
+        random_state=config.seed,
+    )
+
+
+def read_signature(path: Path, change: Sequence[str]) -> pd.DataFrame:
+    """Log2 fold changes ``[genes, replicates]`` of a table whose first column names the genes."""
+    table = _table(path)
+    if absent := [name for name in change if name not in table]:
+        raise DataError(
+            f"{path}: no column {absent[0]!r} of log2 fold changes; there are {', '.join(map(str, table.columns))} (--change)"
+        )
+    return table.set_index(table.columns[0])[list(change)]
+
+
+def read_effects(path: Path, context: str, action: str) -> Effects:
+    """Signatures of an .h5ad file or a table, replicates averaged."""
+    import anndata
+
+    if {".csv", ".tsv", ".txt"} & set(path.suffixes):
+        table = _table(path)
+        if absent := [name for name in (context, action) if name not in table]:
+            raise DataError(f"{path}: no column {absent[0]!r}; name the columns with --context-key and --action-key")
+        numbers = table.drop(columns=[context, action]).select_dtypes("number")
+        numbers = numbers[[name for name in numbers if not str(name).startswith("Unnamed:")]]
+        obs = table[[context, action]].astype(str).set_index(table.index.astype(str))
+        var = pd.DataFrame(index=numbers.columns.astype(str))
+        adata = anndata.AnnData(numbers.to_numpy(dtype=float), obs=obs, var=var)
+    else:
+        try:
+            adata = anndata.read_h5ad(path)
+        except Exception as error:  # h5py and anndata raise many kinds for a damaged or absent file
+            raise DataError(f"{path}: not a readable .h5ad file ({str(error).splitlines()[0]})") from error
+    return Effects.from_anndata(adata, context=context, action=action, replicates="mean")
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that takes its place on success and is removed on any failure."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot write in {out.parent} ({error.strerror}); choose another folder") from error
+    try:
+        yield part
+        part.chmod(0o755)
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def summary(drugs: pd.DataFrame, found: TargetSearch | None) -> str:
+    """A few lines for the screen."""
+    lines = [f"{len(drugs):,} drugs by {drugs.attrs['genes']:,} genes; rank with 90 % interval"]
+    lines += [
+        f"  {row.Index}  {row.rank:g} ({row.rank_low:.0f}–{row.rank_high:.0f})" for row in drugs.head(5).itertuples()
+    ]
+    if found is not None:
+        lines.append(f"{len(found.genes):,} genes in the tree; targets by disease genes downstream")
+        lines += [f"  {row.Index}  {row.downstream:.2f}  {row.drugs}" for row in found.targets.head(5).itertuples()]
+    return "\n".join(lines)
+
+
+def _table(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, sep="," if ".csv" in path.suffixes else "\t")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable table ({error})") from error
+
+
+def _write(drugs: pd.DataFrame, found: TargetSearch | None, out: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    from . import plots
+    from .runs import save_figure
+
+    def draw(table: pd.DataFrame, name: str) -> None:
+        table.to_csv(out / f"{name}.csv")
+        plots.drug_ranks(table)
+        save_figure(out / f"{name}.png")
+
+    draw(drugs, "drugs")
+    if found is not None:
+        draw(found.targets, "targets")
+        found.genes.to_csv(out / "genes.csv")
+        nx.write_graphml(found.tree.graph, out / "tree.graphml")
+        write_graph(found.graph, out / "graph.graphml")
+        share: Any = found.graphs.probabilities.to_numpy()
+        edge_table(named_graph(share, found.graphs.genes, probability=share)).to_csv(out / "edges.csv", index=False)
+    plt.close("all")
