@@ -253,15 +253,16 @@ CLAIMS = (
     *(
         Claim(
             "structure",
-            f"edges wrong, targets unknown, {group}",
-            f"unknown_target_shd_by_contender/{group}/OrderSearch",
+            f"{what} wrong, targets unknown, {group}",
+            f"unknown_target_{key}_by_contender/{group}/OrderSearch",
             {
-                who: f"unknown_target_shd_by_contender/{group}/{who}"
-                for who in ("UtIgsp", "FLOP, pooled", "empty graph")
+                who: f"unknown_target_{key}_by_contender/{group}/{who}"
+                for who in ("UtIgsp", "FLOP, pooled", "FLOP, control only", "empty graph")
             },
             name="OrderSearch",
             higher=False,
         )
+        for key, what in (("shd", "edges"), ("essential", "pairs of the equivalence class"))
         for group in (
             "ER2 d20 soft",
             "ER2 d20 hard",
@@ -285,8 +286,13 @@ CLAIMS = (
             "mean shifts only",
             "nonlinear mechanisms",
             "50 cells an environment",
+            "50 cells, control too",
+            "Laplace noise",
             "skewed noise",
+            "heavy-tailed noise",
+            "uniform noise",
             "a hidden confounder",
+            "two hidden confounders",
         )
     ),
     *(
@@ -296,12 +302,34 @@ CLAIMS = (
             f"observational_shd/{group}/OrderSearch",
             {
                 who: f"observational_shd/{group}/{who}"
-                for who in ("FLOP", "BOSS", "GRaSP", "GES", "DAGMA", "empty graph")
+                for who in (
+                    "FLOP",
+                    "BOSS (causal-learn)",
+                    "GRaSP (causal-learn)",
+                    "GES (causal-learn)",
+                    "DAGMA",
+                    "empty graph",
+                )
             },
             name="OrderSearch",
             higher=False,
         )
         for group in ("ER2 d100 standardised", "ER4 d100 standardised", "SF4 d100 standardised")
+    ),
+    *(
+        Claim(
+            "large_graphs",
+            f"{what}, 1,000 genes, standardised",
+            f"d1000/ours/{key}",
+            {
+                "FLOP, no restarts": f"d1000/FLOP/{key}",
+                "order of variances": f"d1000/by variance/{key}",
+                "no edges": f"d1000/no edges/{key}",
+            },
+            name="LargeOrderSearch",
+            higher=False,
+        )
+        for key, what in (("shd", "edges wrong of 2,000"), ("cpu_s", "CPU seconds"))
     ),
     *(
         Claim(

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,20 @@ def options(description: str, *, seeds: int, data: bool = False) -> argparse.Arg
     return parser
 
 
-def finish(folder: Path, figures: Mapping[str, Any], arguments: argparse.Namespace) -> None:
+def finish(
+    folder: Path, figures: Mapping[str, Any], arguments: argparse.Namespace, rows: Sequence[Mapping[str, Any]] = ()
+) -> None:
     """Write ``figures.json`` and print the closing ``figures:`` line.
 
-    A whole run in its usual place also renews the ``figures.json`` beside ``run.py``, which ``report.py`` reads.
+    A whole run in its usual place also renews the ``figures.json`` beside ``run.py``, which ``report.py`` reads. Figures
+    of ``rows`` measured earlier, each with the ``commit`` and ``hardware`` of then, are recorded with those.
     """
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "figures": figures,
         "arguments": {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(arguments).items() if k != "out"},
         "versions": {name: version(name) for name in (*PACKAGES, "pyro-cge")},
-        "commit": _commit(),
-        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+        **{name: _distinct([row[name] for row in rows] or [here]) for name, here in measured().items()},
     }
     text = json.dumps(record, indent=2) + "\n"
     (folder / "figures.json").write_text(text)
@@ -46,7 +48,17 @@ def finish(folder: Path, figures: Mapping[str, Any], arguments: argparse.Namespa
     print(f"figures: {json.dumps(figures)}")
 
 
-def _commit() -> str:
+def measured() -> dict[str, Any]:
+    """The commit and the machine of what is measured now."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
+    return {
+        "commit": result.stdout.strip() or "unknown",
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+    }
+
+
+def _distinct(values: Sequence[Any]) -> Any:
+    """The value where all are the same, else each once, the most frequent first."""
+    found = [value for k, value in enumerate(values) if value not in values[:k]]
+    return found[0] if len(found) == 1 else sorted(found, key=values.count, reverse=True)

@@ -7,7 +7,7 @@ its 95 % interval. Nothing is typed in: what a benchmark did not measure is not 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,10 +116,16 @@ def page() -> str:
             str(record["arguments"].get("seeds", "")),
             versions["torch"].split("+")[0],
             versions["pyro-ppl"],
-            record["commit"][:7],
+            _commits(record["commit"]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _commits(commit: str | Sequence[str]) -> str:
+    """The one; of several, the one most is of and how many others."""
+    several = [commit] if isinstance(commit, str) else commit
+    return several[0][:7] + (f" and {len(several) - 1} more" if len(several) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,14 @@ KEYS = {
         "std_er2_d100_shd",
         "rescaled_distance",
         "edge_calibration_error",
+        "edge_calibration_largest_bin",
     },
+    "active_design": {"civ_complete", "civ_path", "complete", "path", "unknown_graph", "latent"},
+    "deep_ntk": {"gap_hilbert", "agreement", "accuracy"},
+    "cross_modal": {"sci_car_knn50", "sci_car_knn5", "sci_car_foscttm", "sci_car_transfer_to_rna"},
+    "interpolation": {"alignment_cosine", "alignment_separation", "interpolation_loss", "attractors"},
+    "imputation": {"l5_r", "l5_r2", "l5_cosine", "gp_coverage_90", "plate_r", "fold_cpu_s", "semi_r"},
+    "targets": {"covid_ripk1_rank", "covid_overlap", "covid_stability", "known_auc", "known_auc_degree"},
     "knockdown_targets": {"top1_model", "top1_zscore", "top1_model_env", "top1_zscore_env"},
     "mechanism_classes": {"auc_model", "auc_signature", "auc_pca", "auc_tanimoto"},
     "nonlinear": {"nonlinear_shd", "linear_parity"},
@@ -70,6 +77,24 @@ def test_results_page_is_what_the_figures_say():
     code = "import report; print(report.page(), end='')"
     page = subprocess.run([sys.executable, "-c", code], cwd=FOLDER, check=True, capture_output=True, text=True).stdout
     assert (FOLDER / "README.md").read_text() == page
+
+
+def test_structure_is_what_its_rows_say():
+    """``run.py --derive`` makes figures and tables of the committed rows; each row names what it was measured with."""
+    folder = FOLDER / "structure"
+    code = (
+        "import sys, json; sys.path.insert(0, '..'); from pathlib import Path; import figures, tables; "
+        "measured = figures.read(Path('rows')); text = Path('README.md').read_text(); "
+        "print(json.dumps([figures.derive(measured), tables.filled(text, measured) == text, "
+        "[len(one) for one in measured.values()], "
+        "all(one[['seed', 'limit', 'commit', 'hardware']].notna().all(None) for one in measured.values())]))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, capture_output=True, text=True).stdout
+    figures, tables_follow, rows, complete = json.loads(out)
+    record = json.loads((folder / "figures.json").read_text())
+    assert record["figures"] == figures
+    assert tables_follow and complete
+    assert record["arguments"]["rows"] == str(sum(rows))
 
 
 @pytest.mark.parametrize("ours, theirs, interval, verdict", PAIRS)

@@ -32,7 +32,8 @@ LAYERS = [
     ("plots",),
     ("config",),
     ("runs",),
-    ("discover",),
+    ("discover", "rank_drugs"),
+    ("impute",),
     ("demo",),
     ("cli",),
 ]

@@ -12,7 +12,7 @@ import pandas as pd
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-CELLS, GRAPH = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+CELLS, GRAPH, PAIRS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_block_on_cells_runs():
@@ -37,12 +37,40 @@ def test_block_on_graphs_runs():
     assert names["found"].targets_.loc["sgSpi1", "Spi1"] and list(names["posterior"].graph_.edges) == [("Spi1", "Tnf")]
 
 
+def test_block_on_pairs_runs():
+    """Ten drugs in three cell lines and a control: the one that reverses the disease comes first."""
+    import pyro_cge as cge
+
+    rng = np.random.default_rng(0)
+    disease = pd.Series(rng.normal(size=20), index=[f"g{i}" for i in range(20)])
+    effect = np.concatenate([np.zeros((1, 20)), rng.normal(size=(10, 20))])
+    effect[3] = -2 * disease
+    line, drug = np.divmod(np.arange(33), 11)
+    kept = (drug == 0) | (rng.random(33) < 0.8) | (drug == 3) & (line > 0)
+    x = (rng.normal(size=(3, 20))[line] + effect[drug] + 0.1 * rng.normal(size=(33, 20)))[kept]
+    obs = pd.DataFrame(
+        {
+            "cell_line": np.array(["A549", "MCF7", "PC3"])[line],
+            "drug": ["DMSO" if k == 0 else f"drug{k}" for k in drug],
+        },
+        index=[str(i) for i in range(33)],
+    )[kept]
+    names: dict[str, object] = {
+        "adata": anndata.AnnData(x, obs=obs, var=pd.DataFrame(index=disease.index)),
+        "disease": disease,
+        "cge": cge,
+    }
+    exec(compile(PAIRS.replace("rank_drugs(disease", "ranks = rank_drugs(disease"), "README.md", "exec"), names)
+    assert names["ranks"].index[0] == "drug3"
+    assert names["mean"].shape == names["std"].shape == (len(names["effects"].missing), 20)
+
+
 def test_commands_it_names_exist():
     from typer.testing import CliRunner
 
     from pyro_cge.cli import app
 
-    for command in set(re.findall(r"^pyro-cge (\w+)", README, flags=re.MULTILINE)):
+    for command in set(re.findall(r"^pyro-cge ([\w-]+)", README, flags=re.MULTILINE)):
         text = CliRunner().invoke(app, [command, "--help"], terminal_width=200).output
         used = re.findall(rf"^pyro-cge {command}((?:.|\\\n)*?)$(?<!\\)", README, flags=re.MULTILINE)
         for option in {o for line in used for o in re.findall(r"--[a-z-]+", line)}:

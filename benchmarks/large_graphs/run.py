@@ -5,14 +5,17 @@ as generated, which identifies the graph; "standardised": every column to varian
 TPR and FDR count directed edges against the DAG, an undirected edge of the class found on a true edge as right (NOTEARS's
 way); "skeleton" ignores directions. The structural Hamming distance counts missing, extra and wrongly directed edges, again
 with undirected ones on true edges as right. Baselines: no edges, and the genes in order of their variances with each gene's
-best-correlated predecessors.
+best-correlated predecessors. The peer, where its package is installed: FLOP (Wienöbst, Henckel, Weichwald 2025) from
+``flopsearch``, without restarts.
 """
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,12 @@ import networkx as nx
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from contract import finish, options
+from contract import finish, measured, options
 
 from pyro_cge.discovery import EdgeWeights, FactorDAG, LargeOrderSearch, OrderSearch, essential_graph
 
 Edges = set[tuple[int, int]]
+Figures = dict[str, Any]
 N = 1000
 
 
@@ -75,20 +79,36 @@ def by_variance(x: np.ndarray) -> Edges:
     return edges
 
 
+def edges_of(graph: nx.DiGraph) -> Edges:
+    return {(int(a[1:]), int(b[1:])) for a, b in graph.edges}
+
+
 def search(x: np.ndarray, true: Edges, noise: str, seed: int) -> tuple[dict[str, float], LargeOrderSearch]:
     """What the search finds, its processor seconds, and the largest memory of the process so far."""
     began = time.process_time()
     found = LargeOrderSearch(noise=noise, random_state=seed).fit(x)
     seconds = time.process_time() - began
-    edges = {(int(a[1:]), int(b[1:])) for a, b in found.essential_graph_.edges}
+    edges = edges_of(found.essential_graph_)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return compare(edges, true) | {"cpu_s": seconds, "peak_gb": memory}, found
 
 
-def between_classes(found: nx.DiGraph, true: Edges) -> int:
-    """Pairs of genes that the two essential graphs see differently."""
-    truth = essential_graph(nx.DiGraph([(f"x{a}", f"x{b}") for a, b in true]))
-    return len({frozenset(edge) for edge in set(found.edges) ^ set(truth.edges)})
+def between_classes(found: Edges, true: Edges) -> int:
+    """Pairs of genes that two essential graphs see differently, the second given by its DAG."""
+    return len({frozenset(edge) for edge in found ^ set(essential_graph(nx.DiGraph(list(true))).edges)})
+
+
+def flop(x: np.ndarray, true: Edges) -> dict[str, float] | None:
+    """What one local search of FLOP's own package finds, and its processor seconds; None where it is not installed."""
+    try:
+        import flopsearch
+    except ModuleNotFoundError:
+        return None
+    began = time.process_time()
+    found = np.asarray(flopsearch.flop(x, 2.0, restarts=0))  # 1 a directed edge; 2, both ways, an undirected one
+    seconds = time.process_time() - began
+    edges = {(int(a), int(b)) for a, b in np.argwhere(found)}
+    return compare(edges, true) | {"cpu_s": seconds, "shd_between_classes": between_classes(edges, true)}
 
 
 def weights(x: np.ndarray, graph: nx.DiGraph, true: dict[tuple[int, int], float], seed: int) -> dict[str, float]:
@@ -172,54 +192,82 @@ def shown(title: str, row: dict[str, Any]) -> None:
     print(title.ljust(40) + "  ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
 
 
-def main() -> None:
-    arguments = options(__doc__ or "", seeds=3).parse_args()
-    quick = arguments.quick
-    middle, large = (300, 300) if quick else (1000, 10_000)
-    LargeOrderSearch(starts=1, rounds=1).fit(
-        np.random.default_rng(0).normal(size=(60, 6))
-    )  # compiled outside of the clock
-    figures: dict[str, Any] = {}
-
-    rows: dict[str, list[dict[str, float]]] = {}
-    for seed in range(1 if quick else arguments.seeds):
-        x, truth = erdos_renyi(middle, seed)
+def thousand(quick: bool, seeds: range) -> Figures:
+    """1,000 genes, standardised, beside FLOP and the baselines."""
+    d, rows = 300 if quick else 1000, {}
+    for seed in seeds:
+        x, truth = erdos_renyi(d, seed)
         x = (x - x.mean(0)) / x.std(0)
         row, found = search(x, set(truth), "free", seed)
-        row["shd_between_classes"] = between_classes(found.essential_graph_, set(truth))
+        row["shd_between_classes"] = between_classes(edges_of(found.essential_graph_), set(truth))
         rows.setdefault("ours", []).append(row)
+        if (peer := flop(x, set(truth))) is not None:
+            rows.setdefault("FLOP", []).append(peer)
         rows.setdefault("by variance", []).append(compare(by_variance(x), set(truth)))
         rows.setdefault("no edges", []).append(compare(set(), set(truth)))
     for name, runs in rows.items():
-        shown(f"{middle} genes, standardised, {name}", mean(runs))
-        figures[f"d{middle}/{name}"] = mean(runs)
-    figures["d1000_shd"] = mean(rows["ours"])["shd"]
+        shown(f"{d} genes, standardised, {name}", mean(runs))
+    found_by: dict[str, Any] = {name: mean(runs) for name, runs in rows.items()}
+    if "FLOP" not in rows:
+        found_by["FLOP"] = "flopsearch is not installed"
+        print(f"{d} genes, FLOP: flopsearch is not installed")
+    return {f"d{d}": found_by, "d1000_shd": found_by["ours"]["shd"]}
 
+
+def ten_thousand(quick: bool, seeds: range) -> Figures:
+    """10,000 genes, raw and standardised, and the posterior of the weights."""
+    d, figures = 300 if quick else 10_000, {}
     for noise, title in (("equal", "equal variances"), ("free", "standardised")):
-        x, truth = erdos_renyi(large, 0)
+        x, truth = erdos_renyi(d, 0)
         if noise == "free":
             x = (x - x.mean(0)) / x.std(0)
         row, found = search(x, set(truth), noise, 0)
-        shown(f"{large} genes, {title}, ours", row)
+        shown(f"{d} genes, {title}, ours", row)
         baseline = compare(by_variance(x), set(truth))
-        shown(f"{large} genes, {title}, by variance", baseline)
+        shown(f"{d} genes, {title}, by variance", baseline)
         figures[f"big_{noise}"] = {name: round(value, 4) for name, value in row.items()}
         figures[f"big_{noise}_by_variance"] = {name: round(value, 4) for name, value in baseline.items()}
         if noise == "equal":
             posterior = weights(x, found.graph_, truth, 0)
-            shown(f"{large} genes, weights", posterior)
+            shown(f"{d} genes, weights", posterior)
             figures["big_weights"] = posterior
-    figures |= {f"big_{name}": figures["big_equal"][name] for name in ("tpr", "fdr", "cpu_s", "peak_gb")}
-    figures |= {f"big_standardised_{name}": figures["big_free"][name] for name in ("tpr", "fdr", "cpu_s", "peak_gb")}
+    for key, noise in (("big", "equal"), ("big_standardised", "free")):
+        figures |= {f"{key}_{name}": figures[f"big_{noise}"][name] for name in ("tpr", "fdr", "cpu_s", "peak_gb")}
+    return figures
 
-    seeds = range(1 if quick else arguments.seeds)
-    runs = [factor(60, 5, seed, 1000 if quick else 2000, 1 if quick else 4) for seed in seeds]
-    shown("60 genes, 5 modules", mean(runs))
-    figures["factor_d60"] = mean(runs)
+
+def factors(quick: bool, seeds: range) -> Figures:
+    """Factor graphs of 60 and of 2,000 genes."""
+    figures = {"factor_d60": mean([factor(60, 5, seed, 1000 if quick else 2000, 1 if quick else 4) for seed in seeds])}
+    shown("60 genes, 5 modules", figures["factor_d60"])
     if not quick:
         figures["factor_d2000"] = mean([factor(2000, 10, 0, 1000, 1)])
         shown("2000 genes, 10 modules", figures["factor_d2000"])
-    finish(arguments.out or Path(__file__).parent / "results", figures, arguments)
+    return figures
+
+
+SECTIONS: dict[str, Callable[[bool, range], Figures]] = {
+    "thousand": thousand,
+    "ten_thousand": ten_thousand,
+    "factors": factors,
+}
+
+
+def main() -> None:
+    parser = options(__doc__ or "", seeds=3)
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="some of them; the others keep their figures")
+    arguments = parser.parse_args()
+    seeds = range(1 if arguments.quick else arguments.seeds)
+    kept = Path(__file__).parent / "figures.json"
+    whole = arguments.quick or arguments.sections == ",".join(SECTIONS) or not kept.exists()
+    figures: Figures = {} if whole else json.loads(kept.read_text())["figures"]
+    # Compiled outside of the clock.
+    LargeOrderSearch(starts=1, rounds=1).fit(np.random.default_rng(0).normal(size=(60, 6)))
+    for name in arguments.sections.split(","):
+        figures |= SECTIONS[name](arguments.quick, seeds)
+        figures["measured"] = figures.get("measured", {}) | {name: measured()}
+    out = arguments.out or Path(__file__).parent / "results"
+    finish(out, figures, arguments, list(figures["measured"].values()))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,18 @@ class Problem:
     @property
     def d(self) -> int:
         return self.x.shape[1]
+
+    @property
+    def law(self) -> str:
+        """``ER2``, ``SF4`` and so on, of the graph; empty for data."""
+        found = re.search(r"(ER|SF)\d+", self.name)
+        return found[0] if found else ""
+
+    @property
+    def seed(self) -> int:
+        """It was drawn with; 0 for data."""
+        found = re.search(r"_s(\d+)$", self.name)
+        return int(found[1]) if found else 0
 
     @property
     def control(self) -> Array:

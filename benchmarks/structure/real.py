@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import contenders as them
 import networkx as nx
 import numpy as np
 import pandas as pd
+from figures import GRAPHS
 from problems import Array, Problem
 from rows import Rows, attempt
 from scipy.optimize import nnls
@@ -23,20 +23,19 @@ SCALES: dict[str, Callable[[Array], Array]] = {
     "arcsinh": lambda x: np.arcsinh(x / 5),
     "raw": lambda x: x,
 }
-GRAPHS = {"utigsp_dag18": "UT-IGSP's, 18 edges", "cdt18": "18 edges", "cmu20": "20 edges"}
-Figures = dict[str, Any]
 
 
-def real(arguments: argparse.Namespace, folder: Path) -> Figures:
+def real(arguments: argparse.Namespace, rows: Rows) -> None:
     """Sachs's proteins, DREAM4's networks, Dixit's knock-outs."""
     if arguments.data is None:
         print("  --data was not given: not run")
-        return {}
-    rows = Rows(folder, arguments.resume)
-    return sachs(arguments, rows) | dream4(arguments, rows) | dixit(arguments, rows)
+        return
+    sachs(arguments, rows)
+    dream4(arguments, rows)
+    dixit(arguments, rows)
 
 
-def sachs(arguments: argparse.Namespace, rows: Rows) -> Figures:
+def sachs(arguments: argparse.Namespace, rows: Rows) -> None:
     """5,846 cells in a control and five environments, and 853 of the control; each consensus graph is a truth."""
     table = pd.read_csv(arguments.data / "sachs_14conditions.csv.gz")
     edges = pd.read_csv(arguments.data / "sachs_edges.csv")
@@ -52,7 +51,6 @@ def sachs(arguments: argparse.Namespace, rows: Rows) -> Figures:
     targets = np.array([[gene == name for gene in genes] for name in names])
     first = cells["experiment"].to_numpy() == 1
     none = np.zeros((11, 11), dtype=np.int64)
-    found: list[dict[str, Any]] = []
     for scale, transform in SCALES.items():
         x = transform(cells[genes].to_numpy(dtype=float))
         sets: dict[str, tuple[Problem, dict[str, them.Contender]]] = {
@@ -72,30 +70,7 @@ def sachs(arguments: argparse.Namespace, rows: Rows) -> Figures:
                     answer = result.pop("answer", None)
                     return result if answer is None else result | against(truths, answer, problem)
 
-                found.append(rows.add({"data": "sachs", "set": cells_of, "scale": scale, "contender": who}, job))
-    result = pd.DataFrame(found)
-    shown = ["edges", *(f"{what} {name}" for name in GRAPHS for what in ("state", "correct")), "cpu_s"]
-    print(result.set_index(["set", "scale", "contender"])[shown].round(2).to_string())
-    own = result[result["contender"] == "OrderSearch"].set_index(["set", "scale"])
-    by = result[(result["scale"] == "log")].set_index(["set", "contender"])
-    return {
-        "sachs_shd": {
-            cells_of: {name: int(own.loc[(cells_of, "log"), f"state {name}"]) for name in GRAPHS}
-            for cells_of in ("5,846 cells", "853 cells")
-        },
-        "sachs_shd_by_contender": {
-            cells_of: {
-                who: [int(row[f"state {name}"]) for name in GRAPHS]
-                for who, row in by.loc[cells_of].iterrows()
-                if row[f"state {next(iter(GRAPHS))}"] == row[f"state {next(iter(GRAPHS))}"]
-            }
-            for cells_of in ("5,846 cells", "853 cells")
-        },
-        "sachs_shd_by_scale": {
-            f"{cells_of}, {scale}": [int(row[f"state {name}"]) for name in GRAPHS]
-            for (cells_of, scale), row in own.iterrows()
-        },
-    }
+                rows.add({"data": "sachs", "set": cells_of, "scale": scale, "contender": who, "seed": 0}, job)
 
 
 def against(truths: dict[str, Any], answer: them.Answer, problem: Problem) -> dict[str, float]:
@@ -111,9 +86,8 @@ def against(truths: dict[str, Any], answer: them.Answer, problem: Problem) -> di
     return row
 
 
-def dream4(arguments: argparse.Namespace, rows: Rows) -> Figures:
+def dream4(arguments: argparse.Namespace, rows: Rows) -> None:
     """Average precision of ranked edges; knock-outs, knock-downs and wild types, one profile each."""
-    found = []
     for size in (10, 100):
         for number in (1, 2, 3):
 
@@ -142,19 +116,10 @@ def dream4(arguments: argparse.Namespace, rows: Rows) -> Figures:
                 }
                 return {name: edge_aupr(score, truth) for name, score in scores.items()}
 
-            found.append(rows.add({"data": "dream4", "size": size, "network": number}, job))
-    table = pd.DataFrame(found).set_index(["size", "network"]).drop(columns="data")
-    print(table.T.round(3).to_string())
-    return {
-        "dream4_aupr": {f"size {s} network {n}": round(float(row["ours"]), 3) for (s, n), row in table.iterrows()},
-        "dream4_aupr_by_contender": {
-            f"size {size}": {name: [round(float(v), 3) for v in part[name]] for name in part}
-            for size, part in table.groupby("size")
-        },
-    }
+            rows.add({"data": "dream4", "size": size, "network": number, "seed": 0}, job)
 
 
-def dixit(arguments: argparse.Namespace, rows: Rows) -> Figures:
+def dixit(arguments: argparse.Namespace, rows: Rows) -> None:
     """What does knocking out a factor do to the others, for factors no profile of which was seen knocked out?
 
     Shifts of the means are in standard deviations of the control. A knock-out hardly lowers its own transcript, so that the
@@ -194,7 +159,6 @@ def dixit(arguments: argparse.Namespace, rows: Rows) -> Figures:
 
     combined = {"mean, weighed": ["mean of the other knock-outs"]}
     combined["graph and mean, weighed"] = [*combined["mean, weighed"], "graph"]
-    found = []
     for name in knocked:
 
         def job(name: str = name) -> dict[str, Any]:
@@ -214,17 +178,4 @@ def dixit(arguments: argparse.Namespace, rows: Rows) -> Figures:
                 row[f"mse {kind}"] = float(((guess - truth(name)) ** 2).mean())
             return row
 
-        found.append(rows.add({"data": "dixit", "knock-out": name}, job))
-    table = pd.DataFrame(found).set_index("knock-out").drop(columns="data")
-    print(table.T.round(4).to_string())
-    kinds = [name.removeprefix("mse ") for name in table if name.startswith("mse ")]
-    return {
-        "dixit": {
-            kind: {
-                "r": round(float(table[f"r {kind}"].mean()), 3),
-                "mse_over_no_effect": round(float((table[f"mse {kind}"] / table["mse no effect"]).mean()), 3),
-            }
-            for kind in kinds
-        },
-        "dixit_r_of_halves": round(float(table["r of halves"].mean()), 3),
-    }
+        rows.add({"data": "dixit", "knock-out": name, "seed": 0}, job)

@@ -1,4 +1,4 @@
-"""Every contender on every problem: each in a process of its own with a limit, each result kept as it comes."""
+"""Every contender on every problem: each in a process of its own with a limit, each row kept as it comes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from contenders import Answer, Contender
+from contract import measured
 from problems import Problem
 
 from pyro_cge.metrics import edge_recovery, essential_distance, structural_hamming_distance, target_precision_recall
@@ -70,36 +71,47 @@ def attempt(contender: Contender, problem: Problem, limit: float) -> dict[str, A
     try:
         result = receiver.recv()
     except EOFError:
-        result = {"failed": f"{TOO_SLOW} ({limit:.0f} s)"}
+        result = {"failed": TOO_SLOW}
     process.join()
     return result
 
 
 class Rows:
-    """Rows of one section, a file each; with ``resume`` those that are there are not done again."""
+    """Rows of one section in a file of lines of JSON, each with the limit, commit and hardware it was measured under.
 
-    def __init__(self, folder: Path, resume: bool) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            for path in folder.glob("*.json"):
-                path.unlink()
+    With ``resume`` those that are there are not done again, but for those that ran out of a smaller limit.
+    """
+
+    def __init__(self, path: Path, limit: float, resume: bool) -> None:
+        self.path, self.limit = path, limit
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.rows = read(path) if resume else []
 
     def add(self, key: Mapping[str, Any], job: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        name = "__".join(str(value) for value in key.values())
-        path = self.folder / ("".join(c if c.isalnum() or c in "_-." else "-" for c in name) + ".json")
-        if not path.exists():
-            row = {**key, **job()}
-            path.write_text(json.dumps(row, default=float) + "\n")
-            shown = {
-                k: v for k, v in row.items() if k in ("shd", "essential", "cpu_s", "aupr", "failed", "correlation")
-            }
-            text = "  ".join(f"{k} {v:.3g}" if isinstance(v, float | int) else f"{v}" for k, v in shown.items())
-            print(f"  {name:<70} {text}", flush=True)
-        return json.loads(path.read_text())
+        there = [k for k, row in enumerate(self.rows) if all(row.get(name) == value for name, value in key.items())]
+        kept = self.rows[there[0]] if there else None
+        if kept is not None and not (kept.get("failed") == TOO_SLOW and kept["limit"] < self.limit):
+            return kept
+        row = {**key, **job(), "limit": self.limit, **measured()}
+        row = json.loads(json.dumps(row, default=float), parse_float=_rounded)
+        self.rows = [other for other in self.rows if other is not kept] + [row]
+        self.path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows))
+        shown = {k: row[k] for k in ("shd", "essential", "cpu_s", "failed") if k in row}
+        text = "  ".join(f"{k} {v:.3g}" if isinstance(v, float | int) else f"{v}" for k, v in shown.items())
+        print(f"  {'  '.join(map(str, key.values())):<70} {text}", flush=True)
+        return row
 
     def table(self) -> pd.DataFrame:
-        return pd.DataFrame([json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))])
+        return pd.DataFrame(self.rows)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file, none where there is none."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _rounded(number: str) -> float:
+    return float(f"{float(number):.6g}")
 
 
 def compare(
@@ -107,12 +119,12 @@ def compare(
 ) -> pd.DataFrame:
     """Each contender on each problem, given as ``(group, problem)``, small problems of a group first.
 
-    One that ran out of time is not tried on a problem with as many genes or more.
+    One that ran out of time is not tried on a problem of the same law with as many genes or more.
     """
-    slow: dict[str, float] = {}
+    slow: dict[tuple[str, str], float] = {}
     for group, problem in problems:
         for name, contender in contenders.items():
-            if problem.d >= slow.get(name, np.inf):
+            if problem.d >= slow.get((name, problem.law), np.inf):
                 continue
 
             def job(problem: Problem = problem, contender: Contender = contender) -> dict[str, Any]:
@@ -120,13 +132,13 @@ def compare(
                 answer = result.pop("answer", None)
                 return result | (score(problem, answer) if answer is not None else {})
 
-            key = {"group": group, "problem": problem.name, "d": problem.d, "contender": name}
+            key = {"group": group, "problem": problem.name, "d": problem.d, "contender": name, "seed": problem.seed}
             row = rows.add(key, job)
             failed = str(row.get("failed", ""))
             if failed.startswith(LEFT_OUT):
-                slow[name] = 0
-            elif failed.startswith(TOO_SLOW):
-                slow[name] = problem.d
+                slow[name, problem.law] = 0
+            elif failed == TOO_SLOW:
+                slow[name, problem.law] = problem.d
     return rows.table()
 
 

@@ -2,7 +2,9 @@
 
 Sections: ``unknown`` (interventions with unknown targets), ``misspecified`` (one assumption wrong at a time), ``observational``
 (raw and standardised), ``rescaling``, ``calibration`` (of edge probabilities), ``real`` (Sachs, DREAM4, Dixit). With
-``--data`` the reference problems of that folder are run as well as fresh ones; without it, fresh ones only.
+``--data`` the reference problems of that folder are run as well as fresh ones; without it, fresh ones only. What is measured
+goes to ``rows/``, a file a section; ``figures.json`` and the tables of the README are made from those (``--derive``: without
+measuring anything).
 """
 
 from __future__ import annotations
@@ -17,22 +19,23 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # processor seconds are those of one thread
 
 import numpy as np
-import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import contenders as them
+import figures
 import problems as make
+import tables
 from contract import finish, options
 from real import real
 from rows import Rows, attempt, compare, summary
 
 from pyro_cge.discovery import OrderSearch
-from pyro_cge.metrics import edge_calibration, structural_hamming_distance
+from pyro_cge.metrics import structural_hamming_distance
 
+HERE = Path(__file__).parent
 COLUMNS = ("shd", "essential", "tpr", "fdr", "skeleton_f1", "target_precision", "target_recall", "cpu_s")
 FRESH = 100  # first seed of the fresh problems
-Figures = dict[str, Any]
-Section = Callable[[argparse.Namespace, Path], Figures]
+Section = Callable[[argparse.Namespace, Rows], None]
 
 
 def reference(arguments: argparse.Namespace, pattern: str) -> list[make.Problem]:
@@ -48,12 +51,7 @@ def asked_for(arguments: argparse.Namespace, everyone: dict[str, them.Contender]
     return {name: one for name, one in everyone.items() if not parts or any(part in name for part in parts)}
 
 
-def by_contender(table: pd.DataFrame, column: str, group: str | None = None) -> dict[str, float]:
-    part = table if group is None else table[table["group"] == group]
-    return {str(k): round(float(v), 3) for k, v in part.groupby("contender")[column].mean().dropna().items()}
-
-
-def unknown(arguments: argparse.Namespace, folder: Path) -> Figures:
+def unknown(arguments: argparse.Namespace, rows: Rows) -> None:
     """Interventions with unknown targets."""
 
     def problems() -> Iterator[tuple[str, make.Problem]]:
@@ -72,31 +70,11 @@ def unknown(arguments: argparse.Namespace, folder: Path) -> Figures:
             for seed in range(min(2, arguments.seeds)):
                 yield "ER2 d50 soft, fresh", make.interventional("ER2", 50, FRESH + seed, environments=25)
 
-    table = compare(
-        Rows(folder, arguments.resume), asked_for(arguments, them.INTERVENTIONAL), problems(), arguments.limit
-    )
+    table = compare(rows, asked_for(arguments, them.INTERVENTIONAL), problems(), arguments.limit)
     print(summary(table, COLUMNS))
-    own = table[table["contender"] == "OrderSearch"]
-    return {
-        "unknown_target_shd": by_group(own, "shd"),
-        "unknown_target_essential": by_group(own, "essential"),
-        "unknown_target_cpu_s": by_group(own, "cpu_s"),
-        "target_precision": round(float(own["target_precision"].mean()), 4),
-        "target_recall": round(float(own["target_recall"].mean()), 4),
-        "unknown_target_shd_by_contender": {
-            group: by_contender(table, "shd", group) for group in own["group"].unique()
-        },
-        "targets_by_contender": {
-            name: by_contender(table, name) for name in ("target_precision", "target_recall") if name in table
-        },
-    }
 
 
-def by_group(table: pd.DataFrame, column: str) -> dict[str, float]:
-    return {str(k): round(float(v), 3) for k, v in table.groupby("group", sort=False)[column].mean().items()}
-
-
-def misspecified(arguments: argparse.Namespace, folder: Path) -> Figures:
+def misspecified(arguments: argparse.Namespace, rows: Rows) -> None:
     """One assumption wrong at a time."""
     kinds, d = (("ER2",), 10) if arguments.quick else (("ER2", "SF4", "ER4"), 20)
     names = list(make.MISSPECIFIED)[:2] if arguments.quick else list(make.MISSPECIFIED)
@@ -109,21 +87,11 @@ def misspecified(arguments: argparse.Namespace, folder: Path) -> Figures:
 
     left_out = ("R² order", "OrderSearch, control only", "FLOP, control only", "GES, pooled (causal-learn)")
     who = {name: one for name, one in them.INTERVENTIONAL.items() if name not in left_out}
-    table = compare(Rows(folder, arguments.resume), asked_for(arguments, who), problems(), arguments.limit)
+    table = compare(rows, asked_for(arguments, who), problems(), arguments.limit)
     print(summary(table, COLUMNS))
-    shd = {what: by_contender(table, "shd", what) for what in names}
-    peer = {what: row["OrderSearch"] / row["UtIgsp"] for what, row in shd.items() if row.get("UtIgsp")}
-    return {
-        "misspecified_shd": shd,
-        "misspecified_over_ut_igsp": {what: round(ratio, 3) for what, ratio in peer.items()},
-        "misspecified_targets": {
-            what: [by_contender(table, name, what).get("OrderSearch") for name in ("target_precision", "target_recall")]
-            for what in names
-        },
-    }
 
 
-def observational(arguments: argparse.Namespace, folder: Path) -> Figures:
+def observational(arguments: argparse.Namespace, rows: Rows) -> None:
     """One environment, raw and standardised."""
     sizes = (20,) if arguments.quick else (20, 50, 100, 200)
     kinds = ("ER2",) if arguments.quick else ("ER2", "ER4", "SF4")
@@ -142,26 +110,13 @@ def observational(arguments: argparse.Namespace, folder: Path) -> Figures:
     who = dict(them.OBSERVATIONAL)
     if arguments.quick:
         who = {name: who[name] for name in ("empty graph", "variance order", "R² order", "OrderSearch", "FLOP")}
-    table = compare(Rows(folder, arguments.resume), asked_for(arguments, who), problems(), arguments.limit)
+    table = compare(rows, asked_for(arguments, who), problems(), arguments.limit)
     print(summary(table, COLUMNS))
-    own = table[table["contender"] == "OrderSearch"]
-    shd, essential, seconds = (by_group(own, column) for column in ("shd", "essential", "cpu_s"))
-    return {
-        **{
-            f"std_{kind.lower()}_d100_{what}": values[f"{kind} d100 standardised"]
-            for kind in ("ER2", "ER4", "SF4")
-            for what, values in (("shd", shd), ("essential", essential), ("cpu_s", seconds))
-            if f"{kind} d100 standardised" in shd
-        },
-        "observational_shd": {g: by_contender(table, "shd", g) for g in own["group"].unique()},
-        "observational_essential": {g: by_contender(table, "essential", g) for g in own["group"].unique()},
-        "observational_cpu_s": {g: by_contender(table, "cpu_s", g) for g in own["group"].unique()},
-    }
 
 
-def rescaling(arguments: argparse.Namespace, folder: Path) -> Figures:
+def rescaling(arguments: argparse.Namespace, rows: Rows) -> None:
     """Columns multiplied by 10 to the power U(−2, 2): pairs whose state in the essential graph changes."""
-    rows, sizes = Rows(folder, arguments.resume), (20,) if arguments.quick else (20, 50, 100)
+    sizes = (20,) if arguments.quick else (20, 50, 100)
     for d in sizes:
         for kind in ("ER2", "ER4"):
 
@@ -175,16 +130,11 @@ def rescaling(arguments: argparse.Namespace, folder: Path) -> Figures:
                 units = np.abs(V * scale[:, None] / scale / np.where(W != 0, W, 1) - 1)[same]
                 return {"distance": structural_hamming_distance(a, b), "weights_off": float(units.max(initial=0.0))}
 
-            rows.add({"kind": kind, "d": d}, job)
-    table = rows.table()
-    print(table.to_string(index=False))
-    return {
-        "rescaled_distance": int(table["distance"].max()),
-        "rescaled_weights_off": float(f"{table['weights_off'].max():.2g}"),
-    }
+            rows.add({"kind": kind, "d": d, "seed": FRESH}, job)
+    print(rows.table().to_string(index=False))
 
 
-def calibration(arguments: argparse.Namespace, folder: Path) -> Figures:
+def calibration(arguments: argparse.Namespace, rows: Rows) -> None:
     """Edge probabilities of random graphs of ten genes: is a share p of those given p true?"""
     from pyro_cge.discovery import OrderDAG
 
@@ -196,10 +146,8 @@ def calibration(arguments: argparse.Namespace, folder: Path) -> Figures:
             lambda rng: rng.uniform(0.25, 1, (10, 10)) * rng.choice([-1, 1], (10, 10)),
         ),
     }
-    rows, graphs = Rows(folder, arguments.resume), 4 if arguments.quick else 50
-    found = {}
+    graphs = 4 if arguments.quick else 50
     for law, (n, draw) in laws.items():
-        p, truth = [], []
         for seed in range(graphs):
 
             def job(seed: int = seed, n: int = n, draw: Callable[[np.random.Generator], Any] = draw) -> dict[str, Any]:
@@ -214,24 +162,12 @@ def calibration(arguments: argparse.Namespace, folder: Path) -> Figures:
 
                 result = attempt(fit, problem, 10 * arguments.limit)
                 answer = result.pop("answer")
-                return result | {"p": np.round(answer.adjacency, 5).tolist(), "truth": dag.tolist()}
+                edges = [[int(i), int(j)] for i, j in np.argwhere(dag)]
+                return result | {"edges": edges, "p": np.round(answer.adjacency, 4).tolist()}
 
-            row = rows.add({"law": law, "seed": seed}, job)
-            p.append(np.array(row["p"]))
-            truth.append(np.array(row["truth"]))
-        found[law] = edge_calibration(p, truth)
-        print(f"{law}\n{found[law].table.round(3).to_string(index=False)}")
-    largest = {}
-    for law, one in found.items():
-        enough = one.table[one.table["n"] >= 30]
-        largest[law] = round(float((enough["probability"] - enough["share"]).abs().max()), 4)
-    return {
-        "edge_calibration_error": round(max(one.error for one in found.values()), 4),
-        "edge_calibration_error_by_law": {law: round(one.error, 4) for law, one in found.items()},
-        "edge_calibration_largest": largest,  # of bins with at least 30 pairs
-        "edge_calibration_excess": {law: round(one.excess, 4) for law, one in found.items()},
-        "edge_calibration_cpu_s": round(float(rows.table()["cpu_s"].mean()), 2),
-    }
+            rows.add({"law": law, "seed": FRESH + seed}, job)
+    for law, one in figures.calibrations(rows.table()).items():
+        print(f"{law}\n{figures.bins(one).round(3).to_string(index=False)}")
 
 
 SECTIONS: dict[str, Section] = {
@@ -260,19 +196,28 @@ def main() -> None:
     parser.add_argument("--contenders", default="", help="only those whose names contain one of these, comma-separated")
     parser.add_argument("--limit", type=float, default=100.0, help="processor seconds a contender has for a problem")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
+    parser.add_argument("--derive", action="store_true", help="figures and tables of the rows there; measures nothing")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seeds, arguments.limit = 1, min(arguments.limit, 5.0)
     chosen = arguments.sections.split(",")
     if strange := set(chosen) - set(SECTIONS):
         parser.error(f"no sections {sorted(strange)}; there are {', '.join(SECTIONS)}")
-    out = arguments.out or Path(__file__).parent / "results"
-    warm_up()
-    figures: Figures = {}
-    for name in chosen:
-        print(f"\n{name}: {(SECTIONS[name].__doc__ or '').splitlines()[0]}", flush=True)
-        figures |= SECTIONS[name](arguments, out / "rows" / name)
-    finish(out, figures, arguments)
+    place = arguments.out or (
+        HERE / "results" if arguments.quick else HERE
+    )  # a whole run's rows are kept with the code
+    if not arguments.derive:
+        warm_up()
+        for name in chosen:
+            print(f"\n{name}: {(SECTIONS[name].__doc__ or '').splitlines()[0]}", flush=True)
+            SECTIONS[name](arguments, Rows(place / "rows" / f"{name}.jsonl", arguments.limit, arguments.resume))
+    measured = figures.read(place / "rows")
+    rows = [row for table in measured.values() for row in table.to_dict("records")]
+    told = argparse.Namespace(quick=arguments.quick, out=arguments.out, rows=len(rows), seeds=figures.seeds(measured))
+    finish(arguments.out or HERE / "results", figures.derive(measured), told, rows)
+    if place == HERE:
+        readme = HERE / "README.md"
+        readme.write_text(tables.filled(readme.read_text(), measured))
 
 
 if __name__ == "__main__":

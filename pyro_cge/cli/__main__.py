@@ -1,0 +1,5 @@
+"""``python -m pyro_cge.cli``."""
+
+from . import main
+
+main()

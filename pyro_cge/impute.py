@@ -1,0 +1,231 @@
+"""Effects of actions in contexts nobody measured, from a file of those that were.
+
+::
+
+    imputed.h5ad               a row a pair: X the mean, layers["std"] the standard deviation of a new measurement
+    pairs.png                  what was measured, and how sure the rest is
+    scores.csv, scores.png     cross-validation of the methods asked for            (with folds)
+    manifest.json              settings, versions, hashes of the files read, processor seconds
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from .data.files import sha256
+from .errors import DataError
+from .imputation import (
+    DNPP,
+    NTKGP,
+    ActionMean,
+    BayesianSyntheticInterventions,
+    ContextMean,
+    Effects,
+    FaLRTC,
+    FixedEffects,
+    NTKCompletion,
+    ShrunkMean,
+    SyntheticInterventions,
+    TwoWayMean,
+    cross_validate,
+    k_fold,
+)
+from .rank_drugs import read_effects, whole_folder
+from .train.checkpoint import write_json
+
+PACKAGES = ("pyro-cge", "pyro-ppl", "torch", "numpy", "pandas", "scipy", "anndata")
+METHODS: dict[str, Callable[[], Any]] = {
+    "ntk-gp": NTKGP,
+    "ntk": NTKCompletion,
+    "bayesian-synthetic": BayesianSyntheticInterventions,
+    "synthetic": SyntheticInterventions,
+    "dnpp": DNPP,
+    "falrtc": FaLRTC,
+    "shrunk": ShrunkMean,
+    "fixed": FixedEffects,
+    "two-way": TwoWayMean,
+    "action-mean": ActionMean,
+    "context-mean": ContextMean,
+}
+
+
+class ImputeConfig(BaseModel):
+    """Settings of :func:`impute`: the method that imputes, and those it is compared with over ``folds`` folds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str = "ntk-gp"
+    compare: tuple[str, ...] = ()
+    folds: int = Field(default=0, ge=0)
+    seed: int = 0
+
+    @field_validator("method", "compare")
+    @classmethod
+    def known(cls, value: Any) -> Any:
+        for name in [value] if isinstance(value, str) else value:
+            if name not in METHODS:
+                raise ValueError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
+        return value
+
+    @field_validator("folds")
+    @classmethod
+    def at_least_two(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("one fold leaves nothing to train on; give 2 or more, or 0 for no cross-validation")
+        return value
+
+
+def impute(
+    config: ImputeConfig,
+    effects: Path,
+    out: Path,
+    *,
+    keys: tuple[str, str] = ("context", "action"),
+    pairs: Path | None = None,
+    context_features: Path | None = None,
+    action_features: Path | None = None,
+    training_only: Sequence[str] = (),
+    progress: bool | None = None,
+) -> tuple[anndata.AnnData, pd.DataFrame | None]:
+    """Impute missing pairs and write the folder described above, whole or not at all.
+
+    Parameters
+    ----------
+    effects : path
+        .h5ad, or table with a row a signature; ``keys`` name its columns of contexts and of actions. Replicates of a pair
+        are averaged.
+    pairs : path, optional
+        CSV table with columns ``context`` and ``action``; default: every pair of the file that was not measured.
+    context_features, action_features : path, optional
+        CSV tables of numbers whose first column names the context (basal expression) or action (fingerprint bits).
+    training_only : sequence of str
+        Contexts that are never held out in cross-validation; the first is the reference of ``"ntk"``.
+
+    Returns
+    -------
+    imputed : AnnData
+    scores : DataFrame or None
+        A row a method.
+
+    Raises
+    ------
+    ConfigError, DataError
+    """
+    measured = read_effects(effects, *keys)
+    measured = replace(
+        measured,
+        training_only=tuple(training_only),
+        context_features=read_features(context_features),
+        action_features=read_features(action_features),
+    )
+    asked = measured.missing if pairs is None else read_pairs(pairs, measured)
+    if not len(asked):
+        raise DataError(f"{effects}: every pair of its {measured.K} contexts and {measured.A} actions was measured")
+    started = time.process_time()
+    scores = None
+    if config.folds:
+        methods = {name: METHODS[name]() for name in dict.fromkeys((config.method, *config.compare))}
+        folds = k_fold(measured, config.folds, random_state=config.seed)
+        scores = cross_validate(methods, measured, folds, progress=progress)
+    imputer = METHODS[config.method]().fit(measured)
+    if "return_std" in signature(imputer.predict).parameters:
+        mean, std = imputer.predict(asked, return_std=True)
+    else:
+        mean, std = imputer.predict(asked), None
+    seconds = time.process_time() - started
+    obs = asked.astype(str).astype("category").set_axis(pd.RangeIndex(len(asked)).astype(str))
+    imputed = anndata.AnnData(
+        mean.astype(np.float32),
+        obs=obs,
+        var=pd.DataFrame(index=pd.Index(measured.gene_names, dtype=str)),
+        layers={} if std is None else {"std": std.astype(np.float32)},
+    )
+    files = {
+        "effects": effects,
+        "pairs": pairs,
+        "context_features": context_features,
+        "action_features": action_features,
+    }
+    manifest = {
+        "settings": config.model_dump(),
+        "keys": list(keys),
+        "training_only": list(training_only),
+        "measured_pairs": measured.m,
+        "imputed_pairs": len(asked),
+        "files": {
+            k: None if path is None else {"file": path.name, "sha256": sha256(path)} for k, path in files.items()
+        },
+        "processor_seconds": round(seconds, 3),
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    with whole_folder(out) as part:
+        imputed.write_h5ad(part / "imputed.h5ad")
+        _draw(measured, imputed, scores, part, everything=pairs is None)
+        write_json(part / "manifest.json", manifest)
+    return imputed, scores
+
+
+def read_pairs(path: Path, effects: Effects) -> pd.DataFrame:
+    """Pairs of a CSV table with columns ``context`` and ``action``, checked against the names of the effects."""
+    try:
+        table = pd.read_csv(path, dtype=str)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable table ({error})") from error
+    try:
+        effects.codes(table)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return table[["context", "action"]]
+
+
+def read_features(path: Path | None) -> pd.DataFrame | None:
+    """A CSV table of numbers, its first column the names."""
+    if path is None:
+        return None
+    try:
+        return pd.read_csv(path, index_col=0)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable table ({error})") from error
+
+
+def summary(imputed: anndata.AnnData, scores: pd.DataFrame | None) -> str:
+    """A few lines for the screen."""
+    lines = [f"{imputed.n_obs:,} pairs imputed, {imputed.n_vars:,} genes"]
+    if "std" in imputed.layers:
+        spread = np.asarray(imputed.layers["std"]).mean(1)
+        surest = imputed.obs.iloc[int(spread.argmin())]
+        lines.append(
+            f"standard deviation {spread.mean():.3g} on average, least for {surest.action} in {surest.context}"
+        )
+    if scores is not None:
+        lines += [f"  {name:20} r {row['r']:.3f}  R² {row['r2']:.3f}  cosine {row['cosine']:.3f}" for name, row in scores.iterrows()]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _draw(
+    effects: Effects, imputed: anndata.AnnData, scores: pd.DataFrame | None, out: Path, *, everything: bool
+) -> None:
+    from matplotlib import pyplot as plt
+
+    from . import plots
+    from .runs import save_figure
+
+    spread = np.asarray(imputed.layers["std"]).mean(1) if everything and "std" in imputed.layers else None
+    plots.pair_map(effects, spread, label="standard deviation")
+    save_figure(out / "pairs.png")
+    if scores is not None:
+        scores.to_csv(out / "scores.csv")
+        plots.imputation_scores(scores)
+        save_figure(out / "scores.png")
+    plt.close("all")
