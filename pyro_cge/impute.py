@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from .imputation import (
     cross_validate,
     k_fold,
 )
+from .imputation.protocol import predicted
 from .rank_drugs import read_effects, whole_folder
 from .train.checkpoint import write_json
 
@@ -139,10 +139,7 @@ def impute(
         folds = k_fold(measured, config.folds, random_state=config.seed)
         scores = cross_validate(methods, measured, folds, progress=progress)
     imputer = METHODS[config.method]().fit(measured)
-    if "return_std" in signature(imputer.predict).parameters:
-        mean, std = imputer.predict(asked, return_std=True)
-    else:
-        mean, std = imputer.predict(asked), None
+    mean, std = predicted(imputer, asked)
     seconds = time.process_time() - started
     obs = asked.astype(str).astype("category").set_axis(pd.RangeIndex(len(asked)).astype(str))
     imputed = anndata.AnnData(

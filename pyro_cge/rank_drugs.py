@@ -62,6 +62,7 @@ class RankDrugsConfig(BaseModel):
     n_genes: int = Field(default=150, ge=2)
     omega: float | None = Field(default=None, ge=0)
     hub_penalty: float | None = 0.0
+    scope: Literal["tree", "network"] | None = None
     noise: float = Field(default=0.2, ge=0)
     graphs: int = Field(default=200, ge=1)
     seed: int = 0
@@ -170,6 +171,7 @@ def _targets(
         _table(acting),
         drugs=drugs if drugs.index.isin(_table(acting).get("drug", pd.Series(dtype=str)).astype(str)).any() else None,
         omega=config.omega,
+        scope=config.scope,
         noise=config.noise,
         draws=config.graphs,
         random_state=config.seed,

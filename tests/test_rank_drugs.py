@@ -92,7 +92,7 @@ def test_targets_come_with_a_network(files, tmp_path):
     out = tmp_path / "found"
     text = invoke("--disease", files / "disease.csv", "--effects", files / "effects.csv", "--network", files / "network.csv",
                   "--expression", files / "cells.csv", "--drug-targets", files / "acts.csv", "--set", "n_genes=5",
-                  "--set", "graphs=50", "--out", out)  # fmt: skip
+                  "--set", "graphs=50", "--set", "scope=tree", "--out", out)  # fmt: skip
     assert {p.name for p in out.iterdir()} == {
         "drugs.csv", "drugs.png", "genes.csv", "tree.graphml", "targets.csv", "targets.png", "edges.csv", "graph.graphml",
         "manifest.json",

@@ -165,7 +165,7 @@ plt.show()
 # targets in them. `downstream` is the expected number of disease genes downstream over the posterior of graphs.
 
 # %%
-found = identify_targets(genes, network, cells, acts, drugs=drugs, omega=1.4, random_state=0)
+found = identify_targets(genes, network, cells, acts, drugs=drugs, omega=1.4, scope="tree", random_state=0)
 found.targets.drop(columns="drugs").head(8).round(2)
 
 # %%

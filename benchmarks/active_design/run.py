@@ -27,7 +27,7 @@ from contract import finish, options
 import pyro_cge as cge
 from pyro_cge.discovery import OrderDAG
 from pyro_cge.imputation import ActiveDesign, WeightPosterior
-from pyro_cge.imputation.design import Acquisition
+from pyro_cge.imputation.design.active import Acquisition
 from pyro_cge.scm.latent import LatentSCM
 from pyro_cge.scm.mechanisms import LinearMechanism
 

@@ -46,7 +46,9 @@ def figures(data: Path, interactome: Path | None, draws: int) -> dict[str, Any]:
     found |= ranked_targets(network, genes, cells, paper, acting, draws)
     found |= stability(network, genes, cells, draws)
     started = time.process_time()
-    search = identify_targets(genes, network, cells, acting, drugs=drugs, top=PAPER_DRUGS, omega=OMEGA, draws=draws)
+    search = identify_targets(
+        genes, network, cells, acting, drugs=drugs, top=PAPER_DRUGS, omega=OMEGA, draws=draws, scope="tree"
+    )  # the study's way
     inside, wanted = set(search.targets.index), set(paper["gene"])
     pool = set(acting["gene"]) & set(search.graphs.genes)
     found["covid_end_to_end"] = {

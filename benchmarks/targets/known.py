@@ -65,7 +65,7 @@ def rows(seeds: int) -> pd.DataFrame:
         targets, row = list(p["acts"]["gene"]), {}
         started = time.process_time()
         for name, settings in {
-            "tree, downstream": {},
+            "tree, downstream": {"scope": "tree"},
             "network, downstream": {"scope": "network"},
             "network, excess": {"scope": "network", "by": "excess"},
         }.items():

@@ -1,28 +1,28 @@
 """Causal imputation: predict interventions never done, carry effects to new contexts, find drugs and targets."""
 
+from .autoencoders.cross_modal import CrossModalAutoencoder
+from .autoencoders.interpolation import InterpolatingAutoencoder, alignment
+from .autoencoders.modalities import Cells, CrossModalGuide, CrossModalModel
 from .baselines import ActionMean, ContextMean, FixedEffects, ShrunkMean, TwoWayMean
 from .bayesian_synthetic import BayesianSyntheticInterventions
-from .classifier import DeepNTKClassifier
-from .cross_modal import CrossModalAutoencoder
-from .design import ActiveDesign
+from .design.active import ActiveDesign
+from .design.weight_posterior import ShiftSCM, WeightPosterior
 from .effects import Effects
 from .environments import EnvironmentImputer
-from .hermite import HermiteActivation
-from .interpolation import InterpolatingAutoencoder, alignment
-from .kernels import arc_cosine, dual_activation
 from .low_rank import FaLRTC, MaskedCP
-from .modalities import Cells, CrossModalGuide, CrossModalModel
 from .neighbours import DNPP
-from .ntk import NTKCompletion, PriorRows
-from .ntk_gp import NTKGP
+from .ntk.classifier import DeepNTKClassifier
+from .ntk.completion import NTKCompletion, PriorRows
+from .ntk.gp import NTKGP
+from .ntk.hermite import HermiteActivation
+from .ntk.kernels import arc_cosine, dual_activation
 from .protocol import HeldOut, cross_validate, few_shot, hold_out, k_fold, leave_one_out
-from .ranking import rank_drugs
-from .signatures import disease_genes, log_fold_changes
-from .steiner import SteinerTree, exact_steiner_tree, inclusion_frequency, protein_network, steiner_tree
 from .synthetic import SyntheticInterventions
-from .targets import TargetSearch, identify_targets
-from .upstream import GraphDraws, causal_graphs, edge_stability, upstream_genes
-from .weight_posterior import ShiftSCM, WeightPosterior
+from .targets.identify import TargetSearch, identify_targets
+from .targets.ranking import rank_drugs
+from .targets.signatures import disease_genes, log_fold_changes
+from .targets.steiner import SteinerTree, exact_steiner_tree, inclusion_frequency, protein_network, steiner_tree
+from .targets.upstream import GraphDraws, causal_graphs, edge_stability, upstream_genes
 
 __all__ = [
     "DNPP",

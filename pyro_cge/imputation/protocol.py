@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, Protocol
 
 import numpy as np
@@ -140,7 +141,7 @@ def hold_out(imputer: Imputer, effects: Effects, folds: Iterable[Fold], progress
     for train, test in shown(given, len(given), progress):
         pairs = np.stack([effects.context[test], effects.action[test]], 1)
         fitted = imputer.fit(effects.take(train))
-        mean, std = _predicted(imputer if fitted is None else fitted, pairs)
+        mean, std = predicted(imputer if fitted is None else fitted, pairs)
         if not np.isfinite(mean).all():
             raise DataError(f"{type(imputer).__name__} predicts {int((~np.isfinite(mean)).sum())} entries not finite")
         parts.append((test, mean, std))
@@ -174,9 +175,8 @@ def cross_validate(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("imputer")
 
 
-def _predicted(imputer: Any, pairs: Codes) -> tuple[Array, Array | None]:
-    from inspect import signature
-
+def predicted(imputer: Any, pairs: pd.DataFrame | ArrayLike) -> tuple[Array, Array | None]:
+    """Mean and, where the imputer states one, standard deviation of a new measurement of each pair ``[p, g]``."""
     if "return_std" in signature(imputer.predict).parameters:
         mean, std = imputer.predict(pairs, return_std=True)
         return mean, std

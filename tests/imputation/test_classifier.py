@@ -7,7 +7,7 @@ import pytest
 
 from pyro_cge.errors import ConfigError, DataError
 from pyro_cge.imputation import DeepNTKClassifier, HermiteActivation
-from pyro_cge.imputation.classifier import deep_ntk, singular_weights
+from pyro_cge.imputation.ntk.classifier import deep_ntk, singular_weights
 
 XI = np.linspace(-0.95, 0.95, 9)
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pyro_cge.errors import ConfigError, DataError
 from pyro_cge.imputation import Cells, CrossModalAutoencoder, CrossModalGuide, CrossModalModel
-from pyro_cge.imputation.modalities import FLOOR, start_at_cca
+from pyro_cge.imputation.autoencoders.modalities import FLOOR, start_at_cca
 from pyro_cge.metrics import retrieval_scores
 
 P, Q = 4, 3

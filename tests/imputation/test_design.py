@@ -17,9 +17,9 @@ import pyro_cge as cge
 from pyro_cge.discovery import OrderDAG
 from pyro_cge.discovery.distributions import LinearSEM
 from pyro_cge.errors import ConfigError, DataError
-from pyro_cge.imputation import acquisitions
-from pyro_cge.imputation.design import VALUES, ActiveDesign
-from pyro_cge.imputation.weight_posterior import ShiftSCM, WeightPosterior
+from pyro_cge.imputation.design import acquisitions
+from pyro_cge.imputation.design.active import VALUES, ActiveDesign
+from pyro_cge.imputation.design.weight_posterior import ShiftSCM, WeightPosterior
 from pyro_cge.scm.latent import LatentSCM
 from pyro_cge.scm.learned import LearnedSCM
 from pyro_cge.scm.mechanisms import LinearMechanism

@@ -36,7 +36,7 @@ def world():
 
 def test_targets_upstream_are_found(world):
     genes, network, x, acts = world
-    found = identify_targets(genes, network, x, acts, draws=60)
+    found = identify_targets(genes, network, x, acts, scope="tree", draws=60)
     assert set(found.targets.index) == {"K", "M", "U"}, "W is not in the tree"
     assert (found.targets.loc[["K", "M"], "downstream"] > 4).all() and found.targets.loc["U", "rank"] == 3
     assert found.targets.loc["K", "drugs"] == "kib, pan" and "drug_rank" not in found.targets
@@ -47,9 +47,7 @@ def test_targets_upstream_are_found(world):
 
 def test_all_of_the_network_finds_what_the_tree_leaves_out(world):
     genes, network, x, acts = world
-    found = identify_targets(
-        genes[[f"D{j}" for j in range(5)]], network, x, acts, scope="network", by="excess", draws=40
-    )
+    found = identify_targets(genes[[f"D{j}" for j in range(5)]], network, x, acts, by="excess", draws=40)
     assert set(found.tree.graph) == {"T", "D0", "D1", "D2", "D3", "D4"}
     assert set(found.targets.index) == {"K", "M", "U", "W"} and set(found.targets.index[:2]) == {"K", "M"}
     assert found.targets["excess"].is_monotonic_decreasing
@@ -70,9 +68,9 @@ def test_unusable_input_is_refused(world):
         ((genes * np.nan, network, x, acts), {}, DataError, "signature of gene D0"),
         ((genes * 0, network, x, acts), {}, DataError, "no gene has a prize"),
         ((genes.add_prefix("h"), network, x, acts), {}, DataError, "none of the 9 terminals"),
-        ((genes, network, x.add_prefix("h"), acts), {}, DataError, "0 of the tree's"),
+        ((genes, network, x.add_prefix("h"), acts), {}, DataError, "0 of the network's"),
         ((genes, network, x, acts.rename(columns={"gene": "symbol"})), {}, DataError, "no column 'gene'"),
-        ((genes, network, x, acts.assign(gene="W")), {}, DataError, "is the target of one of"),
+        ((genes, network, x, acts.assign(gene="W")), {"scope": "tree"}, DataError, "is the target of one of"),
         ((genes, network, x, acts), {"top": 3}, ConfigError, "give drugs= as well"),
         ((genes, network, x, acts), {"scope": "all"}, ConfigError, "scope must be"),
         ((genes, nx.Graph(), x, acts), {}, DataError, "none of the 9 terminals"),
@@ -92,7 +90,7 @@ def test_covid(real_data):
     cells = pd.read_csv(folder / "GSE81861_log2_ppi_252nodes.csv", index_col=0).T
     paper = pd.read_csv(folder / "final_drug_target_table.tsv", sep="\t").rename(columns={"name": "gene"})
     network = protein_network(edges, cost="w", hub_penalty=0)
-    found = identify_targets(genes, network, cells, paper, omega=1.4)
+    found = identify_targets(genes, network, cells, paper, omega=1.4, scope="tree")
     assert len(found.tree.missing) == 0 and len(set(genes.index) - set(found.genes.index)) <= 2
     assert 0.85 < len(found.genes) / network.number_of_nodes() <= 1
     assert len(set(found.targets.index) & set(paper["gene"])) >= 12

@@ -7,7 +7,7 @@ import pytest
 from scipy import integrate, stats
 
 from pyro_cge.errors import ConfigError
-from pyro_cge.imputation.kernels import arc_cosine, dual_activation, ntk, unit
+from pyro_cge.imputation.ntk.kernels import arc_cosine, dual_activation, ntk, unit
 
 U = np.linspace(-1, 1, 41)
 

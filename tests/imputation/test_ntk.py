@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from pyro_cge.errors import ConfigError, DataError
-from pyro_cge.imputation.kernels import ntk
 from pyro_cge.imputation.neighbours import DNPP
-from pyro_cge.imputation.ntk import NTKCompletion, PriorRows
+from pyro_cge.imputation.ntk.completion import NTKCompletion, PriorRows
+from pyro_cge.imputation.ntk.kernels import ntk
 
 
 def brute_force(effects, pairs, depth=1):

@@ -16,10 +16,10 @@ from pyro_cge.errors import ConfigError, DataError
 from pyro_cge.imputation import Effects, hold_out, k_fold
 from pyro_cge.imputation.baselines import ShrunkMean
 from pyro_cge.imputation.neighbours import DNPP
-from pyro_cge.imputation.ntk import NTKCompletion
-from pyro_cge.imputation.ntk_gp import NTKGP
-from pyro_cge.imputation.pair_kernel import CrossFitted, PairKernel, context_similarity, strengths
-from pyro_cge.imputation.variance_model import VarianceModel, infer
+from pyro_cge.imputation.ntk.completion import NTKCompletion
+from pyro_cge.imputation.ntk.gp import NTKGP
+from pyro_cge.imputation.ntk.pair_kernel import CrossFitted, PairKernel, context_similarity, strengths
+from pyro_cge.imputation.ntk.variance_model import VarianceModel, infer
 
 VARIANCES = {
     "constant": 0.3,

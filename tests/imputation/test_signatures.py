@@ -8,7 +8,7 @@ import pytest
 
 from pyro_cge.errors import ConfigError, DataError
 from pyro_cge.imputation import disease_genes, log_fold_changes
-from pyro_cge.imputation.signatures import matched
+from pyro_cge.imputation.targets.signatures import matched
 
 
 def test_fold_changes_are_of_means_before_the_logarithm():

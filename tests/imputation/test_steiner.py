@@ -9,8 +9,8 @@ import pytest
 
 from pyro_cge.errors import ConfigError, DataError
 from pyro_cge.imputation import exact_steiner_tree, inclusion_frequency, protein_network, steiner_tree
-from pyro_cge.imputation.moats import grow
-from pyro_cge.imputation.steiner import _Arrays
+from pyro_cge.imputation.targets.moats import grow
+from pyro_cge.imputation.targets.steiner import _Arrays
 
 
 def problem(seed):

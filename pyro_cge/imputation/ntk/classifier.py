@@ -7,7 +7,7 @@ from numpy.polynomial import polynomial
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_factor, cho_solve
 
-from ..errors import ConfigError, DataError
+from ...errors import ConfigError, DataError
 from .hermite import HermiteActivation
 
 Array = NDArray[np.float64]

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, DataError
-from .effects import Array, Codes
+from ...errors import ConfigError, DataError
+from ..effects import Array, Codes
 
 MOST = 18  # nodes of an exact solution: all their subsets are tried
 

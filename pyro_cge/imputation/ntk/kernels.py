@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import ConfigError
-from .effects import Array
+from ...errors import ConfigError
+from ..effects import Array
 from .hermite import HermiteActivation
 
 
@@ -70,7 +70,7 @@ def dual_activation(activation: Callable[[Array], Array], u: ArrayLike, degree: 
     """``E[φ(x) φ(y)] / E[φ(x)²]``, ``x, y`` standard normal of correlation ``u``, from Hermite coefficients of ``φ``.
 
     Exact for polynomials up to ``degree``, within 0.01 for the ReLU, whose :func:`arc_cosine` is exact. The object behind
-    it is :class:`~pyro_cge.imputation.hermite.HermiteActivation`.
+    it is :class:`~pyro_cge.imputation.ntk.hermite.HermiteActivation`.
     """
     return HermiteActivation.of(activation, degree).dual(u)
 

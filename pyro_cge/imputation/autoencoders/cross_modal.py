@@ -14,10 +14,10 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..discovery.variational import train_guide
-from ..errors import ConfigError, DataError
-from ..objectives.mmd import mmd
-from ..seeds import isolated
+from ...discovery.variational import train_guide
+from ...errors import ConfigError, DataError
+from ...objectives.mmd import mmd
+from ...seeds import isolated
 from .modalities import Cells, Components, CrossModalGuide, CrossModalModel, start_at_cca
 
 Array = NDArray[np.float64]
@@ -28,7 +28,7 @@ BANDWIDTHS = (0.5, 1.0)  # of latents of order one
 class CrossModalAutoencoder:
     """Two modalities in one latent space, from all, some or no cells measured in both (Yang, Belyaeva et al. 2021).
 
-    :class:`~pyro_cge.imputation.modalities.CrossModalModel` says how cells come about; its latents ``z`` are what the
+    :class:`~pyro_cge.imputation.autoencoders.modalities.CrossModalModel` says how cells come about; its latents ``z`` are what the
     modalities share. Minimised, over random batches of cells::
 
         − evidence · ELBO per cell and feature      the guide sees RNA, ATAC or both, the model explains all

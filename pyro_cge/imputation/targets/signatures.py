@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..errors import ConfigError, DataError
-from .effects import Array, Codes
+from ...errors import ConfigError, DataError
+from ..effects import Array, Codes
 
 FEWEST = 3  # genes a correlation needs
 

@@ -14,7 +14,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import DataError
+from ...errors import DataError
 
 Array = NDArray[np.float64]
 FLOOR = 1e-4  # variances and precisions stay above it

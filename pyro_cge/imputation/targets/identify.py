@@ -9,10 +9,12 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 
-from ..errors import ConfigError, DataError
+from ...errors import ConfigError, DataError
 from .signatures import checked_signature
 from .steiner import SteinerTree, inclusion_frequency, steiner_tree
 from .upstream import GraphDraws, causal_graphs, upstream_genes
+
+MOST = 300  # genes of a network whose causal graphs are drawn without asking
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,7 @@ def identify_targets(
     noise: float = 0.2,
     least_share: float = 0.1,
     restrict: bool = True,
-    scope: str = "tree",
+    scope: str | None = None,
     by: str = "downstream",
     draws: int = 200,
     subsamples: int = 0,
@@ -68,7 +70,7 @@ def identify_targets(
 
         disease genes ── prizes ──► Steiner tree on a protein network ──► its genes
         their expression in single cells ──► causal graphs drawn from a posterior
-        targets of the drugs ∩ genes of the tree, by expected number of disease genes downstream
+        targets of the drugs ∩ genes of the graphs, by expected number of disease genes downstream
 
     Parameters
     ----------
@@ -91,9 +93,10 @@ def identify_targets(
         Genes above their lowest value in at most this share of cells are left out of the causal graphs.
     restrict : bool
         Only proteins that interact act on each other directly.
-    scope : {"tree", "network"}
-        Genes of the causal graphs: those of the tree, as in Belyaeva et al., or all of the network, up to a few hundred.
-        A tree leaves out proteins that drive the disease without lying between its genes.
+    scope : {"tree", "network"}, optional
+        Genes of the causal graphs: those of the tree, as in Belyaeva et al., or all of the network. A tree leaves out
+        proteins that drive the disease without lying between its genes (``benchmarks/targets``), so by default the
+        network is taken where at most 300 of its genes are measured.
     by : {"downstream", "excess"}
         What ranks targets; see :func:`upstream_genes`.
     draws, subsamples, random_state, **graph_settings
@@ -109,6 +112,8 @@ def identify_targets(
         raise DataError(f"drug_targets has no column {absent[0]!r}; expected gene and drug")
     if top is not None and drugs is None:
         raise ConfigError("top= chooses among ranked drugs: give drugs= as well (see rank_drugs)")
+    if scope is None:
+        scope = "network" if sum(str(gene) in expression.columns for gene in network) <= MOST else "tree"
     if scope not in ("tree", "network"):
         raise ConfigError(f"scope must be 'tree' or 'network', got {scope!r}")
     tree = steiner_tree(network, changes.abs(), omega=omega)

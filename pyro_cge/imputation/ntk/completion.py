@@ -7,11 +7,11 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from ..errors import ConfigError, DataError
-from .baselines import ContextMean, checked
-from .effects import Array, Codes, Effects
+from ...errors import ConfigError, DataError
+from ..baselines import ContextMean, checked
+from ..effects import Array, Codes, Effects
+from ..protocol import Imputer
 from .kernels import ntk, unit
-from .protocol import Imputer
 
 CONTEXT_WEIGHT = 0.75
 IDENTITY_WEIGHT = 1.5

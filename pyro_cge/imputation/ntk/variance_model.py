@@ -13,8 +13,8 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from ..seeds import isolated
-from .effects import Array
+from ...seeds import isolated
+from ..effects import Array
 
 PRIOR_MEDIAN, PRIOR_SPREAD = 0.1, 2.0  # of each variance, in units of the outputs' mean square
 JITTER = 1e-6

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..errors import ConfigError
-from ..scm.shifts import NoiseShift
+from ...errors import ConfigError
+from ...scm.shifts import NoiseShift
 from .acquisitions import (
     Value,
     causal_integrated_variance,
@@ -24,8 +24,8 @@ from .acquisitions import (
 from .weight_posterior import WeightPosterior
 
 if TYPE_CHECKING:
-    from ..discovery.order_dag import OrderDAG
-    from ..scm.latent import LatentSCM
+    from ...discovery.order_dag import OrderDAG
+    from ...scm.latent import LatentSCM
 
 Acquisition = Literal["random", "greedy", "max variance", "civ", "output-weighted civ", "expected distance"]
 VALUES: dict[str, Callable[[WeightPosterior, Tensor, int], Value]] = {
@@ -63,7 +63,7 @@ class ActiveDesign:
     acquisition : str
         "random": uniform on the sphere. "greedy": the best guess of the optimal shift. "max variance": learn all weights.
         "civ", "output-weighted civ": causal integrated variance (Zhang et al. 2023). "expected distance": the distance to
-        the target that is left; see :mod:`~pyro_cge.imputation.acquisitions`.
+        the target that is left; see :mod:`~pyro_cge.imputation.design.acquisitions`.
     graph_probabilities : ``[..., G]``, optional
         Of the graphs, given all the posterior has seen.
     n : int

@@ -14,14 +14,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from ..discovery import Knowledge, OrderDAG
-from ..discovery.progress import shown
-from ..discovery.results import named_graph
-from ..errors import ConfigError, DataError
-from ..seeds import isolated
+from ...discovery import Knowledge, OrderDAG
+from ...discovery.progress import shown
+from ...discovery.results import named_graph
+from ...errors import ConfigError, DataError
 
 LEVEL = 0.9
-LEARNING = 4  # rounds in which the density of edges is learned
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +110,8 @@ def causal_graphs(
         raise DataError(
             f"{len(constant)} genes do not vary, {constant[0]} among them: drop them (no graph can tell what they do)"
         )
-    if estimator is None and network is not None and density is None:
-        density = _density(expression.set_axis(genes, axis=1), network, random_state)
+    if estimator is None and density is None and subsamples:  # of all rows, for all sub-samples
+        density = _posterior(expression.set_axis(genes, axis=1), network, None, 200, random_state).density_
     rng = np.random.default_rng(random_state)
     parts: list[NDArray[np.bool_]] = []
     for k, rows in enumerate(shown(list(_rows(rng, len(values), subsamples, fraction)), max(subsamples, 1), progress)):
@@ -126,9 +124,8 @@ def causal_graphs(
         if estimator is not None:
             found = np.asarray(deepcopy(estimator).fit(table).adjacency_)[None] != 0
         else:
-            knowledge = None if network is None else Knowledge.allowed(nx.Graph(network), names)
             each = -(-draws // max(subsamples, 1))
-            found = _posterior_draws(table, knowledge, density, each, random_state + k)
+            found = _posterior(table, network, density, max(each, 200), random_state + k).graphs(each)
         whole = np.zeros((len(found), len(genes), len(genes)), dtype=bool)
         whole[np.ix_(np.arange(len(found)), varies, varies)] = found
         parts.append(whole)
@@ -223,21 +220,6 @@ def _rows(rng: np.random.Generator, n: int, subsamples: int, fraction: float) ->
         yield np.sort(rng.permutation(n)[: max(2, int(fraction * n))])
 
 
-def _density(table: pd.DataFrame, network: nx.Graph, seed: int) -> float:
-    """Where the expected number of edges is what the prior expects, of the pairs of genes that are joined."""
-    joined = nx.Graph(network).subgraph(table.columns).number_of_edges()
-    knowledge, density = Knowledge.allowed(nx.Graph(network), list(table.columns)), 0.1
-    for _ in range(LEARNING):
-        edges = _posterior_draws(table, knowledge, density, 50, seed).sum() / 50
-        density = min(0.5, (edges + 1) / (joined + 2))
-    return float(density)
-
-
-def _posterior_draws(
-    table: pd.DataFrame, knowledge: Knowledge | None, density: float | None, draws: int, seed: int
-) -> NDArray[np.bool_]:
-    options: dict[str, Any] = {"knowledge": knowledge, "density": density, "random_state": seed, "progress": False}
-    model = OrderDAG(draws=max(draws, 200), **options).start(table)
-    with isolated(seed, "graphs"):
-        # Edges alone: the weights that OrderDAG.posterior draws as well take far longer, and are not needed.
-        return np.stack([model._graphs.sample(model.logits.detach()).cpu().numpy() != 0 for _ in range(draws)])
+def _posterior(table: pd.DataFrame, network: nx.Graph | None, density: float | None, draws: int, seed: int) -> OrderDAG:
+    knowledge = None if network is None else Knowledge.allowed(nx.Graph(network), list(table.columns))
+    return OrderDAG(knowledge=knowledge, density=density, draws=draws, random_state=seed, progress=False).start(table)

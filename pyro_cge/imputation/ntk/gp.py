@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..errors import ConfigError, DataError
-from .baselines import checked
-from .effects import Array, Codes, Effects
-from .ntk import PriorRows
+from ...errors import ConfigError, DataError
+from ..baselines import checked
+from ..effects import Array, Codes, Effects
+from ..protocol import Imputer
+from .completion import PriorRows
 from .pair_kernel import TERMS, CrossFitted, PairKernel, Rows
-from .protocol import Imputer
 
 LARGE = 6000  # rows from which one factor serves all components
 BLOCKS = (10, 50)
@@ -37,11 +37,11 @@ class NTKGP:
                       + s_s k_s + s_cs κ_c k_s)                    what the action does elsewhere
         ν = a_d
 
-    ``κ_c`` is how alike contexts respond (:func:`~pyro_cge.imputation.pair_kernel.context_similarity`, from shared actions
+    ``κ_c`` is how alike contexts respond (:func:`~pyro_cge.imputation.ntk.pair_kernel.context_similarity`, from shared actions
     and basal expression), ``k_d`` the Tanimoto similarity of fingerprints, ``k_s`` the neural tangent kernel of cross-fitted
-    signatures (:class:`~pyro_cge.imputation.pair_kernel.CrossFitted`: a row's own signature is never among its features),
+    signatures (:class:`~pyro_cge.imputation.ntk.pair_kernel.CrossFitted`: a row's own signature is never among its features),
     ``a_d`` the strength of the action. Each variance is a sample site of
-    :class:`~pyro_cge.imputation.variance_model.VarianceModel`; first components, where most of the signal is, have their own.
+    :class:`~pyro_cge.imputation.ntk.variance_model.VarianceModel`; first components, where most of the signal is, have their own.
     One Cholesky factor serves all genes of a block. A component's prediction is then scaled by its leave-one-out slope, and
     its variance by that of its standardised leave-one-out residuals, both in closed form.
 
@@ -55,8 +55,8 @@ class NTKGP:
     variances : mapping, optional
         Fixed variances instead: of ``TERMS`` and ``"noise"``, those not named 0. Then nothing is learned or scaled.
     prior : {"cross-fitted", "reference"}
-        Signatures that ``k_s`` compares. With "reference" (:class:`~pyro_cge.imputation.ntk.PriorRows`),
-        ``variances={"signature": 1}`` and ``strength=False`` this is :class:`~pyro_cge.imputation.ntk.NTKCompletion`.
+        Signatures that ``k_s`` compares. With "reference" (:class:`~pyro_cge.imputation.ntk.completion.PriorRows`),
+        ``variances={"signature": 1}`` and ``strength=False`` this is :class:`~pyro_cge.imputation.ntk.completion.NTKCompletion`.
     feature : imputer, optional
         Of the mixed reference prior.
     strength : bool

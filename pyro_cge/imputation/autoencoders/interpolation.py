@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.func import jacrev, vjp, vmap
 
-from ..errors import ConfigError, DataError
-from ..seeds import isolated
-from .effects import Effects
+from ...errors import ConfigError, DataError
+from ...seeds import isolated
+from ..effects import Effects
 
 Array = NDArray[np.float64]
 ACTIVATIONS: dict[str, type[nn.Module]] = {

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import roots_hermitenorm
 
-from ..errors import ConfigError
+from ...errors import ConfigError
 
 Array = NDArray[np.float64]
 Limit = Literal["majority vote", "nearest neighbour", "singular kernel"]

@@ -1,4 +1,4 @@
-"""What two pairs (context, action) have in common: the kernel of :class:`~pyro_cge.imputation.ntk_gp.NTKGP`."""
+"""What two pairs (context, action) have in common: the kernel of :class:`~pyro_cge.imputation.ntk.gp.NTKGP`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.fingerprints import tanimoto
-from .baselines import ContextMean, means, variance_ratio
-from .effects import Array, Codes, Effects, sums
+from ...data.fingerprints import tanimoto
+from ..baselines import ContextMean, means, variance_ratio
+from ..effects import Array, Codes, Effects, sums
 from .kernels import ntk, unit
 
 # Terms of the kernel, each with a variance of its own; κ_c is the similarity of contexts.

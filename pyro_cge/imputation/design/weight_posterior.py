@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 from pyro.nn import PyroModule, pyro_method
 from torch import Tensor
 
-from ..discovery.distributions import LinearSEM
-from ..errors import ConfigError, DataError
+from ...discovery.distributions import LinearSEM
+from ...errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,9 @@ import pandas as pd
 from scipy import sparse
 from scipy.stats import rankdata
 
-from ..errors import ConfigError, DataError
-from .effects import Array, Codes, Effects
-from .protocol import _predicted
+from ...errors import ConfigError, DataError
+from ..effects import Array, Codes, Effects
+from ..protocol import predicted
 from .signatures import checked_signature, matched
 
 LEVEL = 0.9
@@ -136,7 +136,7 @@ def _signatures(
         if context is None:
             raise ConfigError("an imputer predicts drugs in one context: say which with context=")
         pairs = pd.DataFrame({"context": context, "action": names})
-        mean, std = _predicted(imputer, pairs)
+        mean, std = predicted(imputer, pairs)
         mean, std = mean[:, genes], None if std is None else np.broadcast_to(std, mean.shape)[:, genes]
         if not np.isfinite(mean).all() or (std is not None and not np.isfinite(std).all()):
             raise DataError(f"{type(imputer).__name__} predicts values that are not finite in context {context!r}")

@@ -1,0 +1,1 @@
+"""Autoencoders as associative memories, and across modalities."""

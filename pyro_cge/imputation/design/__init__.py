@@ -1,0 +1,1 @@
+"""Which intervention to do next."""

@@ -1,0 +1,1 @@
+"""Neural tangent kernels: completion, Gaussian-process regression, deep classifiers."""

@@ -1,0 +1,1 @@
+"""From a disease signature to ranked drugs and targets."""
