@@ -73,7 +73,8 @@ def semi_synthetic(
 
     Each context offsets all latent noise, each action shifts one to three latents; 20 latents in a growing network, a
     neural observation map. The effect of a pair is its expected expression less that of the untreated context, scaled to
-    unit variance, plus noise of standard deviation ``noise``. Without ``folder`` pairs are missing at random.
+    unit variance, plus noise of standard deviation ``noise``. All actions are measured in the reference context, MCF7 as in
+    the PNAS study, which always trains. Without ``folder`` other pairs are missing at random.
     """
     rng = np.random.default_rng(seed)
     d = 20
@@ -98,7 +99,8 @@ def semi_synthetic(
     effect = mean[: len(context)] - mean[len(context) :][context]
     effect /= effect.std()
     names = [f"cell {k}" for k in range(n_contexts)], [f"drug {a}" for a in range(n_actions)], list(truth.gene_names)
-    return Effects(effect + noise * rng.normal(size=effect.shape), context, action, *names), effect
+    noisy = effect + noise * rng.normal(size=effect.shape)
+    return Effects(noisy, context, action, *names, training_only=("cell 0",)), effect
 
 
 def full_size(seed: int) -> Effects:
@@ -119,15 +121,15 @@ def seen_elsewhere(effects: Effects, train: np.ndarray, test: np.ndarray, at_lea
 
 
 def _mask(folder: Path | None, rng: np.random.Generator, n_contexts: int, n_actions: int) -> np.ndarray:
-    """Which of the pairs there are ``[K, A]``: actions drawn from those measured in two of the fullest cell lines or more."""
+    """Which pairs there are ``[K, A]``, all of the first context: actions drawn from those measured in MCF7 and elsewhere."""
     if folder is None:
         seen = rng.random((n_contexts, n_actions)) < 0.2
         seen[0] = True
         return seen
     table = pd.read_csv(folder / "meta" / "gps_availability_8148x42.csv.gz", index_col=0)
-    fullest = table.sum().sort_values(ascending=False).index[:n_contexts]
-    there = table[fullest].to_numpy().T > 0
-    possible = np.flatnonzero(there.sum(0) >= 2)
+    fullest = table.sum().drop("MCF7").sort_values(ascending=False).index[: n_contexts - 1]
+    there = table[["MCF7", *fullest]].to_numpy().T > 0
+    possible = np.flatnonzero(there[0] & (there.sum(0) >= 2))
     return there[:, rng.choice(possible, n_actions, replace=False)]
 
 
