@@ -54,6 +54,7 @@ from pyro_cge.imputation import (
 from pyro_cge.metrics import imputation_scores
 
 SCORES = Path(__file__).parent / "scores.csv"
+SCORED = ("r", "r2", "cosine", "seen_profile_r", "true_r", "median_r2", "median_cosine")
 SECTIONS = ("level5", "few", "squires", "plate", "semi", "fold")
 SLOW = ("environment model", "masked CP", "FaLRTC", "synthetic interventions (Bayesian)")
 
@@ -161,6 +162,44 @@ def fold() -> list[dict[str, Any]]:
     return rows
 
 
+def filled(text: str, results: pd.DataFrame) -> str:
+    """The README with the tables between ``<!-- section -->`` and ``<!-- end -->`` made from these rows."""
+    for name in dict.fromkeys(results["section"]):
+        opening = f"<!-- {name} -->\n"
+        if opening in text:
+            before, rest = text.split(opening)
+            text = before + opening + markdown(results[results["section"] == name]) + rest[rest.index("<!-- end -->") :]
+    return text
+
+
+def markdown(rows: pd.DataFrame) -> str:
+    """One section: a row a method, means over seeds, best ``r`` first, the best of each column in bold."""
+    shown = {
+        "r": "pooled r",
+        "r2": "R²",
+        "cosine": "cosine",
+        "seen_profile_r": "profile r, action seen twice",
+        "true_r": "pooled r with the truth",
+        "median_r2": "median R²",
+        "median_cosine": "median cosine",
+        "coverage_90": "in 90 % interval",
+        "peak_gb": "peak GB",
+        "cpu_s": "CPU s",
+    }
+    chosen = {k: v for k, v in shown.items() if k in rows and rows[k].notna().any()}
+    means = rows.groupby("method", sort=False)[list(chosen)].mean().sort_values("r", ascending=False, kind="stable")
+    lines = ["| method | " + " | ".join(chosen.values()) + " | seeds |", "|---" * (len(chosen) + 2) + "|"]
+    for method, row in means.iterrows():
+        cells = []
+        for key, value in row.items():
+            best = key in SCORED and value == means.drop(index="noise-free effects", errors="ignore")[key].max()
+            text = "" if np.isnan(value) else f"{value:.3f}" if key not in ("cpu_s", "peak_gb") else f"{value:.3g}"
+            cells.append(f"**{text}**" if best else text)
+        cells.append(str(rows.loc[rows["method"] == method, "seed"].nunique()))
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def by_method(table: pd.DataFrame, section_name: str, column: str) -> dict[str, float]:
     part = table[table["section"] == section_name]
     if column not in part:
@@ -172,12 +211,13 @@ def by_method(table: pd.DataFrame, section_name: str, column: str) -> dict[str, 
 def main() -> None:
     parser = options(__doc__ or "", seeds=3)
     parser.add_argument("--data", type=Path, default=None, help="folder of the L1000 files (default: simulated only)")
+    parser.add_argument("--derive", action="store_true", help="figures and tables of the rows kept; measures nothing")
     parser.add_argument("--methods", default=",".join(methods(0)), help="comma-separated (default all)")
     parser.add_argument("--sections", default=",".join(SECTIONS), help="comma-separated (default all)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    wanted = ["semi"] if arguments.quick else arguments.sections.split(",")
+    wanted = ["semi"] if arguments.quick else [] if arguments.derive else arguments.sections.split(",")
     seeds = 1 if arguments.quick else arguments.seeds
     chosen = {name.strip() for name in arguments.methods.split(",")} - set(SLOW if arguments.quick else ())
     if unknown := chosen - set(methods(0)):
@@ -210,6 +250,9 @@ def main() -> None:
     if len(results):
         shown = results.drop(columns=["seed", "commit", "hardware"]).groupby(["section", "method"], sort=False)
         print(f"\n{shown.mean().round(3).to_string()}")
+    if not (arguments.out or arguments.quick):
+        readme = Path(__file__).parent / "README.md"
+        readme.write_text(filled(readme.read_text(), results))
     finish(folder, derive(results), arguments, results.assign(hardware=results["hardware"].map(json.loads)).to_dict("records"))  # fmt: skip
 
 
