@@ -44,6 +44,21 @@ OTHERS = (  # on the peers' simulators: models without a model, and ours with sp
     "dense",
 )
 
+IMPUTERS = (
+    "context mean",
+    "action mean",
+    "fixed effects",
+    "shrunk mean",
+    "DNPP",
+    "FaLRTC",
+    "masked CP",
+    "NTK",
+    "synthetic interventions (actions)",
+    "synthetic interventions (contexts)",
+    "environment model",
+)
+SCORES = {"r": "pooled r", "r2": "R² of a signature", "cosine": "cosine of a signature"}
+
 CLAIMS = (
     *(
         Claim(
@@ -344,5 +359,87 @@ CLAIMS = (
             higher=False,
         )
         for family in ("mlp", "gp", "gp-add")
+    ),
+    *(
+        Claim(
+            "imputation",
+            f"drug × cell line never measured, real level-5 L1000, {what}",
+            f"l5_{key}/NTKGP",
+            {who: f"l5_{key}/{who}" for who in IMPUTERS},
+            name="NTKGP",
+        )
+        for key, what in {**SCORES, "seen_profile_r": "r of a profile, drug seen in two other lines"}.items()
+    ),
+    Claim(
+        "imputation",
+        "drug × dose never measured, one L1000 plate, pooled r",
+        "plate_r_by_method/NTKGP",
+        {who: f"plate_r_by_method/{who}" for who in IMPUTERS},
+        name="NTKGP",
+    ),
+    *(
+        Claim(
+            "imputation",
+            f"a new cell line with {b} experiments, pooled r",
+            f"few_r/{b}/NTKGP",
+            {who: f"few_r/{b}/{who}" for who in IMPUTERS},
+            name="NTKGP",
+        )
+        for b in (2, 10)
+    ),
+    Claim(
+        "imputation",
+        "drug × cell line, simulated cell under a real pattern of missing pairs, pooled r with the truth",
+        "semi_true_r/NTKGP",
+        {who: f"semi_true_r/{who}" for who in IMPUTERS},
+        name="NTKGP",
+    ),
+    *(
+        Claim(
+            "active_design",
+            f"distance to the wanted state after 50 interventions, {graph} graph of 10",
+            f"civ_{graph}",
+            {
+                "random": f"{graph}/random",
+                "greedy": f"{graph}/greedy",
+                "largest variance": f"{graph}/max_variance",
+            },
+            name="CIV",
+            higher=False,
+        )
+        for graph in ("complete", "path")
+    ),
+    *(
+        Claim(
+            "cross_modal",
+            f"RNA and ATAC of one cell, sci-CAR, {what}",
+            f"{key}/ours, anchors 1",
+            {who: f"{key}/{who}, anchors 1" for who in ("ridge", "CCA", "CCA regularised")},
+            higher=higher,
+        )
+        for key, what, higher in (
+            ("sci_car_knn50", "partner among 50 nearest", True),
+            ("sci_car_foscttm", "share closer than the partner", False),
+            ("sci_car_transfer_to_rna", "time of treatment carried over", True),
+        )
+    ),
+    Claim(
+        "targets",
+        "drivers of a simulated disease among 30 drug targets (AUC)",
+        "known_auc",
+        {
+            "degree": "known_auc_degree",
+            "own change": "known_auc_own_change",
+            "genes of the Steiner tree": "known_auc_tree",
+        },
+        name="causal graphs",
+    ),
+    Claim(
+        "targets",
+        "RIPK1's rank among the study's 14 targets, 74 cells",
+        "covid_ripk1_rank",
+        {"degree": "covid_rankings/degree in the network/ripk1_rank"},
+        name="causal graphs",
+        higher=False,
     ),
 )
