@@ -92,57 +92,52 @@ def methods(seed: int) -> dict[str, Callable[[], Any]]:
     }
 
 
-def section(
-    name: str, effects: Effects, folds_of: Callable[[int], Iterable[Any]], seeds: int, wanted: Iterable[str]
+def measure(
+    name: str,
+    seed: int,
+    effects: Effects,
+    folds: Iterable[Any],
+    wanted: Iterable[str],
+    exact: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """Scores of every method on the same folds, one row a seed; slow methods on the first seed only."""
+    """Scores of every method on the same folds; slow ones on the first seed only. ``exact``: the effects without noise."""
     rows: list[dict[str, Any]] = []
-    for seed in range(seeds):
-        folds = list(folds_of(seed))
-        seen = np.concatenate([problems.seen_elsewhere(effects, train, test) for train, test in folds])
-        for label, make in methods(seed).items():
-            if label not in wanted or (seed and label in SLOW):
-                continue
-            try:
-                held = hold_out(make(), effects, folds, progress=False)
-            except cge.errors.ConfigError as error:  # an optional package that is not here
-                print(f"{name:10} {label}: left out ({error})", flush=True)
-                continue
-            scores = held.scores(effects)
-            row = {"section": name, "seed": seed, "method": label, **scores}
-            if seen.any():
-                row["seen_profile_r"] = held.scores(effects, rows=seen)["profile_r"]
-            median = held.scores(effects, "median")
-            row |= {"median_r2": median["r2"], "median_cosine": median["cosine"]}
-            rows.append(row)
-            print(
-                f"{name:10}{seed:3}  {label:36}" + "  ".join(f"{k} {scores[k]:7.3f}" for k in ("r", "r2", "cosine")),
-                f"  cover {scores.get('coverage_90', np.nan):.2f}  {scores['cpu_s']:7.1f} s",
-                flush=True,
-            )
+    parts = list(folds)
+    seen = np.concatenate([problems.seen_elsewhere(effects, train, test) for train, test in parts])
+    if exact is not None:
+        tested = np.concatenate([test for _, test in parts])
+        ceiling = imputation_scores(effects.x[tested], exact[tested])
+        rows.append({"section": name, "seed": seed, "method": "noise-free effects", **ceiling})
+    for label, make in methods(seed).items():
+        if label not in wanted or (seed and label in SLOW):
+            continue
+        try:
+            held = hold_out(make(), effects, parts, progress=False)
+        except cge.errors.ConfigError as error:  # an optional package that is not here
+            print(f"{name:10} {label}: left out ({error})", flush=True)
+            continue
+        row = {"section": name, "seed": seed, "method": label, **held.scores(effects)}
+        if seen.any():
+            row["seen_profile_r"] = held.scores(effects, rows=seen)["profile_r"]
+        median = held.scores(effects, "median")
+        row |= {"median_r2": median["r2"], "median_cosine": median["cosine"]}
+        if exact is not None:
+            row |= {f"true_{k}": v for k, v in imputation_scores(exact[held.rows], held.mean).items()}
+        rows.append(row)
+        print(
+            f"{name:10}{seed:3}  {label:36}" + "  ".join(f"{k} {row[k]:7.3f}" for k in ("r", "r2", "cosine")),
+            f"  cover {row.get('coverage_90', np.nan):.2f}  {row['cpu_s']:7.1f} s",
+            flush=True,
+        )
     return rows
 
 
 def semi(name: str, folder: Path | None, seeds: int, wanted: Iterable[str], **size: int) -> list[dict[str, Any]]:
-    """The simulated cell: also against the noise-free effects, with these as a row of their own."""
+    """The simulated cell, another one a seed."""
     rows: list[dict[str, Any]] = []
     for seed in range(seeds):
         effects, exact = problems.semi_synthetic(folder, seed, **size)
-        folds = list(k_fold(effects, 5, random_state=seed))
-        tested = np.concatenate([test for _, test in folds])
-        rows.append({"section": name, "seed": seed, "method": "noise-free effects", **imputation_scores(effects.x[tested], exact[tested])})  # fmt: skip
-        for label, make in methods(seed).items():
-            if label not in wanted or (seed and label in SLOW):
-                continue
-            try:
-                held = hold_out(make(), effects, folds, progress=False)
-            except cge.errors.ConfigError as error:
-                print(f"{name:10} {label}: left out ({error})", flush=True)
-                continue
-            truth = imputation_scores(exact[held.rows], held.mean)
-            row = {"section": name, "seed": seed, "method": label, **held.scores(effects)}
-            rows.append({**row, **{f"true_{k}": v for k, v in truth.items()}})
-            print(f"{name:10}{seed:3}  {label:36}r {row['r']:.3f}  of the truth {truth['r']:.3f}", flush=True)
+        rows += measure(name, seed, effects, k_fold(effects, 5, random_state=seed), wanted, exact)
     return rows
 
 
@@ -230,19 +225,18 @@ def main() -> None:
     if arguments.data is not None and not arguments.quick:
         if {"level5", "few"} & set(wanted):
             table = problems.level5(arguments.data)
-        if "level5" in wanted:
-            rows += section("level5", table, lambda seed: k_fold(table, 10, random_state=seed), seeds, chosen)
-        if "few" in wanted:
-            for b in (2, 10):
-                rows += section(
-                    f"few {b}", table, lambda seed, b=b: few_shot(table, b, random_state=seed), seeds, quick_ones
-                )
+        for seed in range(seeds):
+            if "level5" in wanted:
+                rows += measure("level5", seed, table, k_fold(table, 10, random_state=seed), chosen)
+            if "few" in wanted:
+                for b in (2, 10):
+                    rows += measure(f"few {b}", seed, table, few_shot(table, b, random_state=seed), quick_ones)
+            if "plate" in wanted:
+                doses = problems.plate(arguments.data)
+                rows += measure("plate", seed, doses, k_fold(doses, 10, random_state=seed), chosen)
         if "squires" in wanted:
             early = problems.squires(arguments.data)
-            rows += section("squires", early, lambda _: leave_one_out(early), 1, quick_ones)
-        if "plate" in wanted:
-            doses = problems.plate(arguments.data)
-            rows += section("plate", doses, lambda seed: k_fold(doses, 10, random_state=seed), seeds, chosen)
+            rows += measure("squires", 0, early, leave_one_out(early), quick_ones)
     if "semi" in wanted:
         size = {"n_actions": 60, "n_contexts": 8, "n_genes": 60} if arguments.quick else {}
         rows += semi("semi", arguments.data, seeds, chosen, **size)
