@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyro
 import torch
 from numpy.typing import ArrayLike
 
@@ -69,22 +70,36 @@ class EnvironmentImputer:
         self.random_state, self.settings = random_state, settings
 
     def fit(self, effects: Effects) -> EnvironmentImputer:
+        """Build and train the model; the caller's random state and parameter store are left alone.
+
+        Raises
+        ------
+        DataError
+            For fewer than two training pairs.
+        """
         self.effects_ = checked(effects)
+        if effects.m < 2:
+            raise DataError("a model of environments needs two training pairs or more, there is one")
         data = environments(effects, effects.context, effects.action, effects.x, features=self.features)
-        with isolated(self.random_state, "weights"):
-            model, guide = self.build(data)
-        self.fit_ = fit(model, guide, data, seed=self.random_state, **self.settings)
+        with pyro.get_param_store().scope():
+            with isolated(self.random_state, "weights"):
+                model, guide = self.build(data)
+            self.fit_ = fit(model, guide, data, seed=self.random_state, **self.settings)
         return self
 
     def predict(self, pairs: pd.DataFrame | ArrayLike, return_std: bool = False) -> Array | tuple[Array, Array]:
         """Mean ``[p, g]`` of each pair's environment, and the standard deviation of a new profile of it."""
         context, action = self.effects_.codes(pairs)
         data = environments(self.effects_, context, action, None, features=self.features)
-        posterior: Posterior = self.fit_.posterior(data)
-        mean = posterior.predict(data, self.samples, self.random_state).double().numpy()
-        if not return_std:
-            return mean
-        draws = posterior.replicate(self.samples, self.random_state, new_profiles=True)
+        if not len(context):
+            mean = np.zeros((0, self.effects_.g))
+            return (mean, mean) if return_std else mean
+        with pyro.get_param_store().scope():
+            posterior: Posterior = self.fit_.posterior(data)
+            mean = posterior.predict(data, self.samples, self.random_state).double().numpy()
+            if not return_std:
+                return mean
+            draws = posterior.replicate(self.samples, self.random_state, new_profiles=True)
         return mean, draws.double().std(0).numpy()
 
 

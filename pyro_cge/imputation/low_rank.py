@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..discovery.progress import shown
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from .baselines import ContextMean, checked
 from .effects import Array, Effects
 
@@ -169,6 +169,13 @@ class MaskedCP:
     """Canonical polyadic decomposition of the centred tensor by alternating least squares, missing pairs masked.
 
     ``x[k, a, i] − x̄[i] ≈ Σ_r u[k, r] v[a, r] w[i, r]``, through tensorly (optional: ``pip install tensorly``).
+
+    Raises
+    ------
+    ConfigError
+        Without tensorly.
+    DataError
+        Where the measured pairs do not determine factors of this rank.
     """
 
     def __init__(self, *, rank: int = 10, max_iter: int = 50, tol: float = 1e-5, random_state: int = 0) -> None:
@@ -186,15 +193,20 @@ class MaskedCP:
         seen = effects.table() >= 0
         tensor = np.zeros((effects.K, effects.A, effects.g))
         tensor[effects.context, effects.action] = effects.x - self.mean_
-        factors = parafac(
-            tensor,
-            self.rank,
-            n_iter_max=self.max_iter,
-            tol=self.tol,
-            init="random",
-            random_state=self.random_state,
-            mask=np.broadcast_to(seen[:, :, None], tensor.shape),
-        )
+        try:
+            factors = parafac(
+                tensor,
+                self.rank,
+                n_iter_max=self.max_iter,
+                tol=self.tol,
+                init="random",
+                random_state=self.random_state,
+                mask=np.broadcast_to(seen[:, :, None], tensor.shape),
+            )
+        except np.linalg.LinAlgError as error:
+            raise DataError(
+                f"masked CP of rank {self.rank} is singular on {effects.m} training pairs; lower the rank"
+            ) from error
         weights, (self.contexts_, self.actions_, self.genes_) = factors
         self.contexts_ = self.contexts_ * weights
         return self
