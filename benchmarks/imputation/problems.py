@@ -35,9 +35,9 @@ def level5(folder: Path) -> Effects:
 
 
 def squires(folder: Path) -> Effects:
-    """20 drugs × 24 cell lines, log2 of mean level-2 intensity less the context's mean.
+    """20 drugs × 24 cell lines, log2 of mean level-2 intensity.
 
-    The DMSO rows are of other batches, so levels relative to the cell line are scored, not fold changes.
+    Levels, not fold changes: the DMSO rows are of other batches.
     """
     x, genes, obs = _arrays(folder, "l1000_level2mean_squires20x24")
     treated = ~obs["is_control"].to_numpy(bool)
