@@ -294,7 +294,7 @@ class EnvironmentData:
         """
         position = {name: i for i, name in enumerate(self.env_names)}
         if unknown := [name for name in names if name not in position]:
-            raise DataError(f"unknown environments {unknown[:5]}; this data set has {_some(self.env_names)}")
+            raise DataError(f"unknown environments {unknown[:5]}; this data set has {some(self.env_names)}")
         return [position[name] for name in names]
 
     def genes(self, names: Sequence[str]) -> EnvironmentData:
@@ -310,7 +310,7 @@ class EnvironmentData:
         position = {name: i for i, name in enumerate(self.gene_names)}
         if missing := [name for name in names if name not in position]:
             raise DataError(
-                f"{len(missing)} of {len(names)} genes are missing from the data: {_some(missing)}. "
+                f"{len(missing)} of {len(names)} genes are missing from the data: {some(missing)}. "
                 "Check that gene ids are of the same kind (Entrez or symbol) as in training."
             )
         columns = torch.tensor([position[name] for name in names], device=self.x.device)
@@ -348,10 +348,11 @@ def _unique_names(names: Sequence[str], field_name: str) -> pd.Index:
     if wrong := [name for name in index if not isinstance(name, str)]:
         raise DataError(f"{field_name} must be strings, got {wrong[0]!r} ({type(wrong[0]).__name__})")
     if index.has_duplicates:
-        raise DataError(f"{field_name} has duplicates: {_some(index[index.duplicated()].unique())}")
+        raise DataError(f"{field_name} has duplicates: {some(index[index.duplicated()].unique())}")
     return index
 
 
-def _some(names: Sequence[str], limit: int = 5) -> str:
+def some(names: Sequence[str], limit: int = 5) -> str:
+    """The first names and how many there are, for a message."""
     shown = ", ".join(map(repr, list(names)[:limit]))
     return shown + (f", … ({len(names)} in all)" if len(names) > limit else "")

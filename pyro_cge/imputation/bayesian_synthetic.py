@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -171,14 +171,7 @@ class BayesianSyntheticInterventions(PyroModule):
     def regressions(self, pairs: pd.DataFrame | ArrayLike) -> tuple[Codes, list[Regression], Regressions]:
         """Positions of the pairs that have donors, their regressions, and the same side by side."""
         effects = self.effects_
-        scaled = Effects(
-            effects.x / self.gene_scale_,
-            effects.context,
-            effects.action,
-            effects.context_names,
-            effects.action_names,
-            effects.gene_names,
-        )
+        scaled = replace(effects, x=effects.x / self.gene_scale_)
         context, action = effects.codes(pairs)
         found = DonorTable(scaled, self.donors, self.max_donors, self.min_shared).regressions(context, action)
         there = np.array([i for i, one in enumerate(found) if one is not None], dtype=np.int64)

@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from ..data.environment import EnvironmentData, some
 from ..errors import DataError
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-    from ..data.environment import EnvironmentData
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -89,7 +88,7 @@ class Effects:
                 "(from_anndata(..., replicates='mean'))"
             )
         if unknown := [name for name in self.training_only if name not in set(self.context_names)]:
-            raise DataError(f"training_only {unknown[0]!r} is not a context; there are {_some(self.context_names)}")
+            raise DataError(f"training_only {unknown[0]!r} is not a context; there are {some(self.context_names)}")
         keep("training_only", tuple(self.training_only))
 
     # Shapes
@@ -171,7 +170,7 @@ class Effects:
                 code = pd.Index(names).get_indexer(pairs[field].astype(str))
                 if (code < 0).any():
                     unknown = pairs[field].iloc[int((code < 0).argmax())]
-                    raise DataError(f"unknown {field} {unknown!r}; there are {_some(names)}")
+                    raise DataError(f"unknown {field} {unknown!r}; there are {some(names)}")
                 found.append(code.astype(np.int64))
             return found[0], found[1]
         given = np.asarray(pairs)
@@ -298,7 +297,7 @@ class Effects:
         action, actions = pd.factorize(what.astype(str), sort=True)
         if control is not None:
             if control not in set(actions):
-                raise DataError(f"control {control!r} is not an action; there are {_some(list(actions))}")
+                raise DataError(f"control {control!r} is not an action; there are {some(list(actions))}")
             untreated = action == list(actions).index(control)
             counts = np.bincount(context[untreated], minlength=len(contexts))
             if not counts.all():
@@ -342,7 +341,7 @@ def _features(table: pd.DataFrame, names: Sequence[str], field: str) -> pd.DataF
     if index.has_duplicates:
         raise DataError(f"{field}_features has {index[index.duplicated()][0]!r} twice")
     if lost := [name for name in names if name not in set(index)]:
-        raise DataError(f"{field}_features has no row for {len(lost)} of {len(names)} {field}s: {_some(lost)}")
+        raise DataError(f"{field}_features has no row for {len(lost)} of {len(names)} {field}s: {some(lost)}")
     ordered = table.set_axis(index).loc[list(names)]
     values = ordered.to_numpy()
     if values.dtype.kind not in "biuf" or not np.isfinite(values.astype(np.float64)).all():
@@ -356,8 +355,3 @@ def sums(x: Array, codes: NDArray[Any], n: int) -> Array:
 
     rows = np.arange(len(codes))
     return np.asarray(csr_array((np.ones(len(codes)), (codes, rows)), shape=(n, len(codes))) @ x)
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    shown = ", ".join(map(repr, list(names)[:limit]))
-    return shown + (f", … ({len(names)} in all)" if len(names) > limit else "")

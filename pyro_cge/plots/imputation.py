@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike
 
 from ..errors import DataError
 from ..imputation.effects import Effects
+from ..imputation.protocol import LEVEL
 from .training import PALETTE, _axes, _tidy
 
-Z90 = 1.6448536269514722
 SCORES = {
     "r": "pooled r",
     "r2": "R² of a signature",
@@ -118,7 +118,7 @@ def imputed_signature(
         ax = plt.subplots(figsize=(2 + 0.17 * len(chosen), 3.2), layout="constrained")[1]
     ax = _axes(ax)
     at = np.arange(len(chosen))
-    ax.vlines(at, (centre - Z90 * spread)[chosen], (centre + Z90 * spread)[chosen], color="0.7", lw=3, zorder=1)
+    ax.vlines(at, (centre - LEVEL * spread)[chosen], (centre + LEVEL * spread)[chosen], color="0.7", lw=3, zorder=1)
     ax.scatter(at, centre[chosen], color=PALETTE[0], s=14, zorder=2, label="imputed")
     if true is not None:
         ax.scatter(at, np.asarray(true, dtype=float)[chosen], color=PALETTE[1], s=18, zorder=3, label="measured")
