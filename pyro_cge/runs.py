@@ -37,7 +37,8 @@ from .objectives.mmd import Mmd
 from .presets import PRESETS
 from .seeds import isolated
 from .train.checkpoint import load_into, load_tensors, save_tensors, write_atomically, write_json
-from .train.fit import Fit, Objective, evaluate, fit
+from .train.fit import Fit, fit
+from .train.loop import Objective, evaluate
 from .train.rotation import rotate
 
 PACKAGES = ("pyro-cge", "torch", "pyro-ppl", "numpy", "pandas", "anndata")

@@ -27,7 +27,7 @@ import pyro.distributions as dist
 import torch
 
 import pyro_cge as cge
-from pyro_cge.train.fit import evaluate
+from pyro_cge.train.loop import evaluate
 
 # %% [markdown]
 # ## A screen

@@ -19,7 +19,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,17 +99,16 @@ def measure(
     folds: Iterable[Any],
     wanted: Iterable[str],
     exact: np.ndarray | None = None,
-) -> list[dict[str, Any]]:
-    """Scores of every method on the same folds; slow ones on the first seed only. ``exact``: the effects without noise."""
-    rows: list[dict[str, Any]] = []
+) -> Iterator[dict[str, Any]]:
+    """Scores of every method on the same folds. ``exact``: the effects without noise."""
     parts = list(folds)
     seen = np.concatenate([problems.seen_elsewhere(effects, train, test) for train, test in parts])
     if exact is not None:
         tested = np.concatenate([test for _, test in parts])
         ceiling = imputation_scores(effects.x[tested], exact[tested])
-        rows.append({"section": name, "seed": seed, "method": "noise-free effects", **ceiling})
+        yield {"section": name, "seed": seed, "method": "noise-free effects", **ceiling}
     for label, make in methods(seed).items():
-        if label not in wanted or (seed and label in SLOW):
+        if label not in wanted:
             continue
         try:
             held = hold_out(make(), effects, parts, progress=False)
@@ -123,29 +122,54 @@ def measure(
         row |= {"median_r2": median["r2"], "median_cosine": median["cosine"]}
         if exact is not None:
             row |= {f"true_{k}": v for k, v in imputation_scores(exact[held.rows], held.mean).items()}
-        rows.append(row)
         print(
             f"{name:10}{seed:3}  {label:36}" + "  ".join(f"{k} {row[k]:7.3f}" for k in ("r", "r2", "cosine")),
             f"  cover {row.get('coverage_90', np.nan):.2f}  {row['cpu_s']:7.1f} s",
             flush=True,
         )
-    return rows
+        yield row
 
 
-def semi(name: str, folder: Path | None, seeds: int, wanted: Iterable[str], **size: int) -> list[dict[str, Any]]:
+def semi(name: str, folder: Path | None, seeds: int, wanted: Iterable[str], **size: int) -> Iterator[dict[str, Any]]:
     """The simulated cell, another one a seed."""
-    rows: list[dict[str, Any]] = []
     for seed in range(seeds):
         effects, exact = problems.semi_synthetic(folder, seed, **size)
-        rows += measure(name, seed, effects, k_fold(effects, 5, random_state=seed), wanted, exact)
-    return rows
+        yield from measure(name, seed, effects, k_fold(effects, 5, random_state=seed), wanted, exact)
 
 
-def fold() -> list[dict[str, Any]]:
+def sections(
+    wanted: Iterable[str], chosen: set[str], folder: Path | None, seeds: int, quick: bool
+) -> Iterator[dict[str, Any]]:
+    """Rows of the wanted sections, as they are measured."""
+    if "fold" in wanted:  # first: its peak memory is the process's
+        yield from fold()
+    if folder is not None and not quick:
+        if {"level5", "few"} & set(wanted):
+            table = problems.level5(folder)
+        for seed in range(seeds):
+            if "level5" in wanted:
+                yield from measure("level5", seed, table, k_fold(table, 10, random_state=seed), chosen)
+            if "few" in wanted:
+                for b in (2, 10):
+                    folds = few_shot(table, b, random_state=seed)
+                    yield from measure(f"few {b}", seed, table, folds, chosen - set(SLOW))
+            if "plate" in wanted:
+                doses = problems.plate(folder)
+                yield from measure("plate", seed, doses, k_fold(doses, 10, random_state=seed), chosen)
+        if "squires" in wanted:
+            early = problems.squires(folder)
+            yield from measure("squires", 0, early, leave_one_out(early), chosen - set(SLOW))
+    if "semi" in wanted:
+        size = {"n_actions": 60, "n_contexts": 8, "n_genes": 60} if quick else {}
+        yield from semi("semi", folder, seeds, chosen, **size)
+    if "study" in wanted:
+        yield from semi("study", folder, 1, chosen & set(STUDY), n_actions=1000)
+
+
+def fold() -> Iterator[dict[str, Any]]:
     """Processor seconds and memory of one fit and prediction of NTKGP at 18,000 training pairs."""
     effects = problems.full_size(0)
     train, test = np.arange(18_000), np.arange(18_000, 20_000)
-    rows = []
     for dtype in ("float32", "float64"):  # in this order: peak memory only grows
         started = time.process_time()
         gp = NTKGP(dtype=dtype).fit(effects.take(train))
@@ -153,9 +177,8 @@ def fold() -> list[dict[str, Any]]:
         seconds = time.process_time() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         row = {"section": "fold", "seed": 0, "method": f"NTKGP, {dtype}", **imputation_scores(effects.x[test], mean)}
-        rows.append({**row, "cpu_s": round(seconds, 1), "peak_gb": round(peak, 2)})
+        yield {**row, "cpu_s": round(seconds, 1), "peak_gb": round(peak, 2)}
         print(f"fold       {dtype}: {seconds:.1f} s, {peak:.2f} GB, r {row['r']:.3f}", flush=True)
-    return rows
 
 
 def filled(text: str, results: pd.DataFrame) -> str:
@@ -218,33 +241,12 @@ def main() -> None:
     chosen = {name.strip() for name in arguments.methods.split(",")} - set(SLOW if arguments.quick else ())
     if unknown := chosen - set(methods(0)):
         parser.error(f"unknown methods {sorted(unknown)}; known are {', '.join(methods(0))}")
-    quick_ones = chosen - set(SLOW)
-    rows: list[dict[str, Any]] = []
-    if "fold" in wanted:  # first: its peak memory is the process's
-        rows += fold()
-    if arguments.data is not None and not arguments.quick:
-        if {"level5", "few"} & set(wanted):
-            table = problems.level5(arguments.data)
-        for seed in range(seeds):
-            if "level5" in wanted:
-                rows += measure("level5", seed, table, k_fold(table, 10, random_state=seed), chosen)
-            if "few" in wanted:
-                for b in (2, 10):
-                    rows += measure(f"few {b}", seed, table, few_shot(table, b, random_state=seed), quick_ones)
-            if "plate" in wanted:
-                doses = problems.plate(arguments.data)
-                rows += measure("plate", seed, doses, k_fold(doses, 10, random_state=seed), chosen)
-        if "squires" in wanted:
-            early = problems.squires(arguments.data)
-            rows += measure("squires", 0, early, leave_one_out(early), quick_ones)
-    if "semi" in wanted:
-        size = {"n_actions": 60, "n_contexts": 8, "n_genes": 60} if arguments.quick else {}
-        rows += semi("semi", arguments.data, seeds, chosen, **size)
-    if "study" in wanted:
-        rows += semi("study", arguments.data, 1, chosen & set(STUDY), n_actions=1000)
     folder = arguments.out or Path(__file__).parent / "results"
     folder.mkdir(parents=True, exist_ok=True)
-    results = keep(pd.DataFrame(rows), folder / "scores.csv" if arguments.out or arguments.quick else SCORES)
+    path = folder / "scores.csv" if arguments.out or arguments.quick else SCORES
+    results = keep([], path)
+    for row in sections(wanted, chosen, arguments.data, seeds, arguments.quick):
+        results = keep([row], path)
     if len(results):
         shown = results.drop(columns=["seed", "commit", "hardware"]).groupby(["section", "method"], sort=False)
         print(f"\n{shown.mean().round(3).to_string()}")
@@ -254,10 +256,10 @@ def main() -> None:
     finish(folder, derive(results), arguments, results.assign(hardware=results["hardware"].map(json.loads)).to_dict("records"))  # fmt: skip
 
 
-def keep(new: pd.DataFrame, path: Path) -> pd.DataFrame:
+def keep(rows: list[dict[str, Any]], path: Path) -> pd.DataFrame:
     """All rows measured so far: the new ones in place of those of the same section, seed and method."""
     now = measured()
-    new = new.assign(commit=now["commit"], hardware=json.dumps(now["hardware"]))
+    new = pd.DataFrame(rows).assign(commit=now["commit"], hardware=json.dumps(now["hardware"]))
     if path.is_file():
         old = pd.read_csv(path)
         key = ["section", "seed", "method"]

@@ -22,7 +22,7 @@ from contract import finish, options
 
 import pyro_cge as cge
 from pyro_cge.data.environment import Batch
-from pyro_cge.train.fit import evaluate
+from pyro_cge.train.loop import evaluate
 
 CAUSES, STABLE, SPURIOUS, RESPONSE = 3, 20, 6, 20  # latents and genes of each kind
 G = STABLE + SPURIOUS + RESPONSE

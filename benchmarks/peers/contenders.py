@@ -17,7 +17,7 @@ import pyro_cge as cge
 from pyro_cge.metrics import pearson_per_profile
 from pyro_cge.models.networks import mlp
 from pyro_cge.presets import PRESETS
-from pyro_cge.train.fit import evaluate
+from pyro_cge.train.loop import evaluate
 
 LR = 1e-3  # everyone's
 

@@ -7,35 +7,28 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..data.align import align
-from ..data.environment import Batch, EnvironmentData
+from ..data.environment import EnvironmentData
 from ..data.standardize import Standardizer
-from ..errors import ConfigError, DataError, NonFiniteLossError
+from ..errors import ConfigError, DataError
 from ..guides.amortized import AmortizedGuide
 from ..guides.refined import RefinedGuide
 from ..models.cell import CellModel
-from ..objectives.elbo import Elbo, traces
+from ..objectives.elbo import Elbo
 from ..posterior import Posterior
 from ..seeds import isolated
+from .loop import Objective, evaluate, train_epoch
 from .progress import EpochProgress
 from .schedule import Schedule, rate_factor
 from .state import TrainingState, get_rng, set_rng
-
-EVALUATION_BATCH = 1024
-
-
-class Objective(Protocol):
-    """What ``fit`` minimises: named terms per profile, ``"loss"`` among them."""
-
-    def __call__(self, model: Any, guide: Any, batch: Batch, *, warmup: float = 1.0) -> dict[str, Tensor]: ...
 
 
 @dataclass(eq=False)
@@ -98,6 +91,7 @@ def fit(
     device: str | torch.device | None = None,
     optimizer: Callable[..., torch.optim.Optimizer] | None = None,
     on_epoch: Callable[[int], None] | None = None,
+    on_record: Callable[[Mapping[str, float]], None] | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: bool | None = None,
@@ -134,6 +128,8 @@ def fit(
         left alone.
     on_epoch : callable, optional
         Called with the epoch number before it starts, e.g. to anneal a temperature.
+    on_record : callable, optional
+        Called with an epoch's row of the history when it is done, e.g. to log it elsewhere.
     checkpoint : path, optional
         File rewritten atomically after every epoch; with ``resume=True`` training continues from it bit for bit.
     progress : bool, optional
@@ -217,12 +213,14 @@ def fit(
                 [base * rate_factor(schedule, epoch * steps + i, epochs * steps) for base in base_rates]
                 for i in range(steps)
             ]
-            row |= _train_epoch(modules, objective, adam, train, batch_size, rates, warmup, clip, parameters, epoch)
+            row |= train_epoch(modules, objective, adam, train, batch_size, rates, warmup, clip, parameters, epoch)
             if valid.n:
                 row |= {f"valid_{k}": v for k, v in evaluate(model, guide, valid, objective, seed=seed).items()}
             row["seconds"] = time.perf_counter() - started
             state.record(row)
             bar.update(row)
+            if on_record is not None:
+                on_record(row)
             if checkpoint is not None:
                 state.save(Path(checkpoint), settings, get_rng(device))
     state.restore_best()
@@ -237,83 +235,6 @@ def fit(
         train_rows,
         valid_rows,
     )
-
-
-@torch.no_grad()
-def evaluate(
-    model: CellModel,
-    guide: AmortizedGuide,
-    data: EnvironmentData,
-    objective: Objective | None = None,
-    *,
-    seed: int | None = 0,
-) -> dict[str, float]:
-    """Mean of the objective's terms over all profiles of ``data`` (in the units the model was trained in)."""
-    objective = Elbo() if objective is None else objective
-    totals: dict[str, Any] = {}
-    with isolated(seed, "posterior"), pyro.validation_enabled(False):
-        for batch in data.batches(EVALUATION_BATCH):
-            for name, value in objective(model, guide, batch).items():
-                totals[name] = totals.get(name, 0.0) + value * len(batch)
-    return {name: float(value) / data.n for name, value in totals.items()}
-
-
-def _train_epoch(
-    modules: Mapping[str, Any],
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    train: EnvironmentData,
-    batch_size: int,
-    rates: list[list[float]],
-    warmup: float,
-    clip: float,
-    parameters: list[nn.Parameter],
-    epoch: int,
-) -> dict[str, float]:
-    totals: dict[str, Any] = {}
-    model, guide = modules["model"], modules["guide"]
-    for number, batch in enumerate(train.batches(batch_size, shuffle=True)):
-        for group, rate in zip(optimizer.param_groups, rates[number], strict=True):
-            group["lr"] = rate
-        terms = objective(model, guide, batch, warmup=warmup)
-        optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-        if not (terms["loss"].detach() + norm).isfinite():
-            site = _blame(modules, batch)
-            raise NonFiniteLossError(
-                f"loss became {terms['loss'].item()} (gradient norm {norm.item()}) at site {site!r}, epoch {epoch}, "
-                f"batch {number}. The model keeps the weights from before this step; try a smaller lr or clip, or look "
-                "for extreme values in the data.",
-                site=site,
-                epoch=epoch,
-                batch=number,
-            )
-        if norm > clip:  # a pass over all gradients, seldom needed
-            nn.utils.clip_grads_with_norm_(parameters, clip, norm, foreach=True)
-        optimizer.step()
-        for name, value in {**terms, "grad_norm": norm}.items():
-            totals[name] = totals.get(name, 0.0) + value.detach() * len(batch)
-    means = {name: float(value) / train.n for name, value in totals.items()}
-    norm_mean = means.pop("grad_norm")
-    return {f"train_{name}": value for name, value in means.items()} | {"grad_norm": norm_mean}
-
-
-def _blame(modules: Mapping[str, Any], batch: Batch) -> str:
-    """Name of the first site whose log density is not finite, or of the parameter whose gradient is not."""
-    with torch.no_grad():
-        for trace in traces(modules["model"], modules["guide"], batch):
-            nodes: dict[str, Any] = trace.nodes
-            for name, site in nodes.items():
-                if site["type"] == "sample" and not site["infer"].get("_deterministic"):
-                    value = site["value"]
-                    if not (torch.isfinite(value).all() and torch.isfinite(site["fn"].log_prob(value)).all()):
-                        return name
-    for prefix, module in modules.items():
-        for name, parameter in module.named_parameters():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
-                return f"gradient of {prefix}.{name}"
-    return "x"
 
 
 def _described(part: object) -> str:

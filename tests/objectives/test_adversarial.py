@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import pyro_cge as cge
 from pyro_cge.errors import CheckpointError, ConfigError, DataError
-from pyro_cge.train.fit import evaluate
+from pyro_cge.train.loop import evaluate
 
 SECONDS = ["seconds"]
 

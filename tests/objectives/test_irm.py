@@ -12,7 +12,7 @@ import torch
 import pyro_cge as cge
 from pyro_cge.errors import ConfigError
 from pyro_cge.objectives.irm import squared_means
-from pyro_cge.train.fit import evaluate
+from pyro_cge.train.loop import evaluate
 
 
 def by_hand(model, data, z):

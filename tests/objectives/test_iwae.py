@@ -13,7 +13,7 @@ from pyro import poutine
 import pyro_cge as cge
 from pyro_cge.errors import ConfigError
 from pyro_cge.sites import envs_plate
-from pyro_cge.train.fit import evaluate
+from pyro_cge.train.loop import evaluate
 
 
 def mean_of(objective, model, guide, data, draws, **options):

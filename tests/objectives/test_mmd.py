@@ -11,7 +11,7 @@ import torch
 import pyro_cge as cge
 from pyro_cge.errors import ConfigError
 from pyro_cge.objectives.mmd import mmd
-from pyro_cge.train.fit import evaluate
+from pyro_cge.train.loop import evaluate
 
 BANDWIDTHS = (0.3, 1.0, 2.5)
 

@@ -10,7 +10,7 @@ import torch
 
 import pyro_cge as cge
 from pyro_cge.errors import ConfigError, DataError, NonFiniteLossError
-from pyro_cge.train.fit import evaluate
+from pyro_cge.train.loop import evaluate
 
 SECONDS = ["seconds"]
 

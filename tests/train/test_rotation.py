@@ -13,7 +13,7 @@ import torch
 import pyro_cge as cge
 from pyro_cge.errors import ConfigError, DataError
 from pyro_cge.metrics import match_latents
-from pyro_cge.train.fit import evaluate
+from pyro_cge.train.loop import evaluate
 from pyro_cge.train.rotation import find_rotation, rotate, rotation_of
 
 

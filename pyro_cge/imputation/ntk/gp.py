@@ -28,7 +28,7 @@ class NTKGP:
 
     ::
 
-        X V / rms ~ outputs: x in the basis V of its principal components, each of mean square 1
+        (X − μ) V / rms ~ outputs: x in the basis V of its principal components, each of mean square 1
         y[·, j]   ~ GP(0, k + σ² ν)                                for each component j, variances shared by blocks
 
         k = s₀ + s_c κ_c + s_0 δ_c                                 context
@@ -44,6 +44,8 @@ class NTKGP:
     :class:`~pyro_cge.imputation.ntk.variance_model.VarianceModel`; first components, where most of the signal is, have their own.
     One Cholesky factor serves all genes of a block. A component's prediction is then scaled by its leave-one-out slope, and
     its variance by that of its standardised leave-one-out residuals, both in closed form.
+
+    ``μ`` is the genes' mean over training pairs; 0 with fixed variances.
 
     Nothing has to be known of contexts or actions; an action without training pairs is predicted from its structure and
     the context's mean, a context without from its basal expression and the mean of all.
@@ -77,6 +79,8 @@ class NTKGP:
 
     Attributes
     ----------
+    mean_ : array ``[g]``
+        ``μ``.
     variances_ : DataFrame
         Posterior mean variance of each term ``[blocks, terms + noise]``, relative to the components' mean square.
     slopes_, scales_ : arrays ``[g]``
@@ -137,11 +141,13 @@ class NTKGP:
         self.effects_ = checked(effects)
         rows = PriorRows(effects, self.feature) if self.prior == "reference" else CrossFitted(effects)
         self.kernel_ = PairKernel(effects, rows, strength=self.strength, depth=self.depth)
-        squares, basis = np.linalg.eigh(effects.x.T @ effects.x)
+        self.mean_ = effects.x.mean(0) if self.variances is None else np.zeros(effects.g)
+        centred = effects.x - self.mean_
+        squares, basis = np.linalg.eigh(centred.T @ centred)
         self.basis_ = basis[:, ::-1]
         rms = np.sqrt(np.maximum(squares[::-1], 0) / effects.m)
         self.rms_ = np.where(rms > 1e-9 * max(rms[0], 1e-300), rms, 0.0)
-        outputs = effects.x @ self.basis_ / np.where(self.rms_ > 0, self.rms_, 1.0)
+        outputs = centred @ self.basis_ / np.where(self.rms_ > 0, self.rms_, 1.0)
         self.blocks_ = self._blocks(effects)
         self.slopes_, self.scales_ = np.ones(effects.g), np.ones(effects.g)
         self.losses_: list[float] = []
@@ -261,7 +267,7 @@ class NTKGP:
             variances.append(variance * self.scales_ * self.rms_**2)
         mean = np.mean(means, 0)
         if not with_variance:
-            return mean @ self.basis_.T, None
+            return self.mean_ + mean @ self.basis_.T, None
         variance = np.mean(variances, 0)
         spread = np.zeros_like(mean) if len(means) == 1 else np.var(means, 0)
-        return mean @ self.basis_.T, (variance + spread) @ (self.basis_**2).T
+        return self.mean_ + mean @ self.basis_.T, (variance + spread) @ (self.basis_**2).T
