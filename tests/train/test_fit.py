@@ -155,7 +155,7 @@ def test_patience_does_not_count_the_warmup(data):
 
 
 def test_evaluate_does_not_depend_on_the_batch_size(data, monkeypatch):
-    from pyro_cge.train import fit as module
+    from pyro_cge.train import loop as module
 
     class Mean:
         """A term that is exact: no draws."""
