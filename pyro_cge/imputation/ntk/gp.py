@@ -39,8 +39,7 @@ class NTKGP:
 
     ``κ_c`` is how alike contexts respond (:func:`~pyro_cge.imputation.ntk.pair_kernel.context_similarity`, from shared actions
     and basal expression), ``k_d`` the Tanimoto similarity of fingerprints, ``k_s`` the neural tangent kernel of cross-fitted
-    signatures (:class:`~pyro_cge.imputation.ntk.pair_kernel.CrossFitted`: a row's own signature is never among its features),
-    ``a_d`` the strength of the action. Each variance is a sample site of
+    signatures (:class:`~pyro_cge.imputation.ntk.pair_kernel.CrossFitted`: a row's features do not tell its own signature), ``a_d`` the strength of the action. Each variance is a sample site of
     :class:`~pyro_cge.imputation.ntk.variance_model.VarianceModel`; first components, where most of the signal is, have their own.
     One Cholesky factor serves all genes of a block. A component's prediction is then scaled by its leave-one-out slope, and
     its variance by that of its standardised leave-one-out residuals, both in closed form.

@@ -26,6 +26,7 @@ TERMS = (
 )
 PRIOR_PAIRS = 10.0  # shared actions that weigh as much as the features of two contexts
 EVIDENCE = 0.3  # length of the constant beside a signature: a faint signature resembles all others
+FOLDS = 4  # of cross-fitted signatures
 CHUNK = 500  # rows of a kernel matrix made at once
 
 
@@ -45,29 +46,46 @@ class Rows:
 
 
 class CrossFitted:
-    """Row features of a pair: the direction into which the action moves the *other* contexts.
+    """Row features of a pair: the direction into which the action moves *other* contexts.
 
-    The residuals of signatures from their context's mean, scaled to length 1, summed over the measured contexts other than
-    the pair's own and divided by their number + 1; projected on the ``n_components`` main directions of all residuals, with
-    a constant beside them, and scaled to length 1. A training row's own signature is never among its features.
+    The residuals of signatures from their context's mean, scaled to length 1, summed over measured contexts and divided by
+    their number + 1; projected on the ``n_components`` main directions of all residuals, with a constant beside them, and
+    scaled to length 1. The training pairs of an action are dealt into ``folds``, and those of a pair's own fold are not among
+    its features: leaving out only its own would tell it apart from its action's other rows by exactly its own signature, which
+    a kernel without much noise reads off (intervals then held 73 % of levels instead of 90 %).
     """
 
     full_diagonal = False
 
-    def __init__(self, effects: Effects, n_components: int = 60) -> None:
+    def __init__(self, effects: Effects, n_components: int = 60, folds: int = FOLDS) -> None:
         self.effects = effects
         residual = unit(effects.x - ContextMean().fit(effects).means_[effects.context])
         _, directions = np.linalg.eigh(residual.T @ residual)
         self.residual = residual @ directions[:, ::-1][:, :n_components]
-        self.sums = sums(self.residual, effects.action, effects.A)
-        self.counts = np.bincount(effects.action, minlength=effects.A).astype(np.float64)
-        self.table = effects.table()
+        self.table, self.folds = effects.table(), folds
+        self.fold = _dealt(effects, folds)
+        cell = effects.action * folds + self.fold
+        self.sums = sums(self.residual, cell, effects.A * folds).reshape(effects.A, folds, -1)
+        self.counts = np.bincount(cell, minlength=effects.A * folds).reshape(effects.A, folds).astype(np.float64)
 
     def __call__(self, context: Codes, action: Codes) -> Array:
         own = self.table[context, action]
-        signature = self.sums[action] - np.where(own[:, None] >= 0, self.residual[own], 0.0)
-        signature /= (self.counts[action] - (own >= 0) + 1)[:, None]
+        known, fold = own >= 0, self.fold[own]
+        signature = self.sums.sum(1)[action] - np.where(known[:, None], self.sums[action, fold], 0.0)
+        others = self.counts.sum(1)[action] - np.where(known, self.counts[action, fold], 0.0)
+        signature /= (others + 1)[:, None]
         return unit(np.concatenate([signature, np.full((len(signature), 1), EVIDENCE)], 1))
+
+
+def _dealt(effects: Effects, folds: int) -> Codes:
+    """Fold of each pair ``[m]``: the pairs of an action take turns, contexts in random order, from a random fold on."""
+    rng = np.random.default_rng(0)
+    place, start = rng.permutation(effects.K)[effects.context], rng.integers(folds, size=effects.A)
+    order = np.lexsort((place, effects.action))
+    action = effects.action[order]
+    fold: Codes = np.empty_like(action)
+    fold[order] = (np.arange(len(action)) - np.searchsorted(action, action) + start[action]) % folds
+    return fold
 
 
 class PairKernel:
