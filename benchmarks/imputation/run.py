@@ -78,9 +78,10 @@ def methods(seed: int) -> dict[str, Callable[[], Any]]:
             donors="contexts", progress=False, random_state=seed
         ),
         "environment model": lambda: EnvironmentImputer(
-            lambda data: cge.presets.sams_vae(data, d=20, additive=True),
-            epochs=60,
+            lambda data: cge.dense_vae(data, d=40, hidden=(256,)),
+            epochs=40,
             lr=3e-3,
+            schedule="one_cycle",
             validation=None,
             patience=None,
             progress=False,
