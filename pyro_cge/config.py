@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .errors import ConfigError
+from .errors import SEEDS, ConfigError
 
 Settings = TypeVar("Settings", bound=BaseModel)
+
+_BRIEFLY = reprlib.Repr()
+_BRIEFLY.maxlevel = 2  # nested aliases of YAML would fill a screen a million times over
 
 
 class RunConfig(BaseModel):
@@ -31,7 +35,7 @@ class RunConfig(BaseModel):
     by profile where a model can know them by name only.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: Literal[
         "basic",
@@ -47,7 +51,7 @@ class RunConfig(BaseModel):
         "discrepancy",
     ] = "environment"
     latents: int = Field(default=10, ge=1)
-    hidden: tuple[int, ...] = (128,)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (128,)
     decoder: Literal["linear", "mlp", "sparse"] = "mlp"
     likelihood: Literal["gaussian", "student_t", "poisson", "negative_binomial"] = "gaussian"
     conditioning: Literal["preset", "concat", "film", "shift"] | None = "preset"
@@ -72,7 +76,7 @@ class RunConfig(BaseModel):
     standardize: bool = True
     split: str = "auto"
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=SEEDS)
 
 
 def read_settings(
@@ -88,8 +92,8 @@ def read_settings(
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            content = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            content = _yaml(Path(path).read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read {path} as YAML: {error}") from error
         if not isinstance(content, dict | None):
             raise ConfigError(f"{path} must hold 'key: value' lines, found {type(content).__name__}")
@@ -98,13 +102,22 @@ def read_settings(
         key, separator, text = item.partition("=")
         if not separator:
             raise ConfigError(f"--set needs key=value, got {item!r}")
-        values[key.strip()] = yaml.safe_load(text)
+        values[key.strip()] = _yaml(text, f"--set {key.strip()}")
     values |= {k: v for k, v in given.items() if v is not None}
     return validated(kind, values, str(path) if path else "settings")
 
 
+def _yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 99 is a ValueError
+        raise ConfigError(f"cannot read {source} as YAML: {error}") from error
+
+
 def validated(kind: type[Settings], values: Mapping[str, Any], source: str) -> Settings:
     """Build settings, with pydantic's findings as one :class:`ConfigError`."""
+    if words := [key for key in values if not isinstance(key, str)]:
+        raise ConfigError(f"{source}: settings have names, got {words[0]!r}")
     try:
         return kind(**values)
     except ValidationError as error:
@@ -116,5 +129,5 @@ def validated(kind: type[Settings], values: Mapping[str, Any], source: str) -> S
                 hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(kind.model_fields)}"
                 findings.append(f"unknown setting {name!r}: {hint}")
             else:
-                findings.append(f"{name} = {finding['input']!r}: {finding['msg']}")
+                findings.append(f"{name} = {_BRIEFLY.repr(finding['input'])}: {finding['msg']}")
         raise ConfigError(f"{source}: " + "; ".join(findings)) from error

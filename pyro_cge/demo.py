@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from . import metrics, plots, runs, simulate
+from . import metrics, plots, report, runs, simulate
 from .config import RunConfig
 from .data.environment import EnvironmentData
 from .train.checkpoint import write_atomically
@@ -35,7 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def demo(out: Path, seed: int = 0, epochs: int = 80, say: Callable[[str], None] = print) -> pd.DataFrame:
-    """Fit four models on a simulated growing network; returns and writes the table.
+    """Fit four models on a simulated growing network; returns and writes the table, and a report (``report.html``).
 
     Basic, conditional and Environment VAE, and a dense environment model turned to sparse by the rotation step.
 
@@ -83,6 +83,8 @@ def demo(out: Path, seed: int = 0, epochs: int = 80, say: Callable[[str], None] 
     plots.learning_curves(histories)
     runs.save_figure(out / "learning_curves.png")
     _out_of_distribution(truth, describe, fits, out)
+    report.write([out], out / "report.html", data, title="Four models of a simulated cell")
+    say(f"report: {out / 'report.html'}")
     return table
 
 

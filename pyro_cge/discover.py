@@ -21,11 +21,11 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from .data.anndata import read_h5ad
-from .data.files import sha256
+from .data.files import first_line, read_frame, sha256
 from .data.tables import read_table
 from .discovery import Knowledge, LargeOrderSearch, OrderSearch, edge_table, samples, write_graph
 from .discovery.inputs import Samples
-from .errors import ConfigError, DataError
+from .errors import SEEDS, ConfigError, DataError
 from .train.checkpoint import write_atomically, write_json
 
 PACKAGES = ("pyro-cge", "numba", "numpy", "networkx", "pandas", "anndata")
@@ -41,7 +41,7 @@ class DiscoverConfig(BaseModel):
     What is None is the search's own default.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     penalty: float = Field(default=2.0, gt=0)
     target_penalty: float = Field(default=1.0, gt=0)
@@ -49,7 +49,7 @@ class DiscoverConfig(BaseModel):
     restarts: int | None = Field(default=None, ge=0)
     max_parents: int | None = Field(default=None, ge=1)
     large: bool | None = None
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=SEEDS)
 
     def search(
         self, data: Samples, knowledge: Knowledge | None, progress: bool | None
@@ -149,10 +149,7 @@ def read_profiles(path: Path, env_key: str | None, layer: str | None = None) -> 
             raise ConfigError(f"{path}: a table has no layer {layer!r}; layers are those of .h5ad files")
         if env_key is not None:
             return read_table(path, env_column=env_key)
-        try:
-            table = pd.read_csv(path, sep="," if ".csv" in path.suffixes else "\t")
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: not a readable table ({error})") from error
+        table = read_frame(path, sep="," if ".csv" in path.suffixes else "\t")
         if str(table.columns[0]).startswith("Unnamed:"):  # profile ids
             table = table.iloc[:, 1:]
         words = [str(name) for name, kind in table.dtypes.items() if kind.kind not in "iuf"]
@@ -168,7 +165,7 @@ def read_profiles(path: Path, env_key: str | None, layer: str | None = None) -> 
     try:
         profiles = anndata.read_h5ad(path)
     except Exception as error:  # h5py and anndata raise many kinds for a damaged or absent file
-        raise DataError(f"{path}: not a readable .h5ad file ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{path}: not a readable .h5ad file ({first_line(error)})") from error
     if layer is not None:
         if layer not in profiles.layers:
             raise DataError(f"{path}: no layer {layer!r}; the file has {list(profiles.layers)}")
@@ -212,10 +209,7 @@ def read_targets(path: Path) -> dict[str, list[str]]:
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a readable table ({error})") from error
+    table = read_frame(path, dtype=str, keep_default_na=False)
     if absent := [name for name in columns if name not in table]:
         raise ConfigError(f"{path}: no column {absent[0]!r}; expected {', '.join(columns)}")
     return table

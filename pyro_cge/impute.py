@@ -22,8 +22,9 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from .data.files import sha256
-from .errors import DataError
+from .data.anndata import write_anndata
+from .data.files import read_frame, sha256
+from .errors import SEEDS, DataError
 from .imputation import (
     DNPP,
     NTKGP,
@@ -63,12 +64,12 @@ METHODS: dict[str, Callable[[], Any]] = {
 class ImputeConfig(BaseModel):
     """Settings of :func:`impute`: the method that imputes, and those it is compared with over ``folds`` folds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: str = "ntk-gp"
     compare: tuple[str, ...] = ()
     folds: int = Field(default=0, ge=0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=SEEDS)
 
     @field_validator("method", "compare")
     @classmethod
@@ -167,7 +168,7 @@ def impute(
         "versions": {name: version(name) for name in PACKAGES},
     }
     with whole_folder(out) as part:
-        imputed.write_h5ad(part / "imputed.h5ad")
+        write_anndata(imputed, part / "imputed.h5ad")
         _draw(measured, imputed, scores, part, everything=pairs is None)
         write_json(part / "manifest.json", manifest)
     return imputed, scores
@@ -175,10 +176,7 @@ def impute(
 
 def read_pairs(path: Path, effects: Effects) -> pd.DataFrame:
     """Pairs of a CSV table with columns ``context`` and ``action``, checked against the names of the effects."""
-    try:
-        table = pd.read_csv(path, dtype=str)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable table ({error})") from error
+    table = read_frame(path, dtype=str)
     try:
         effects.codes(table)
     except DataError as error:
@@ -188,12 +186,7 @@ def read_pairs(path: Path, effects: Effects) -> pd.DataFrame:
 
 def read_features(path: Path | None) -> pd.DataFrame | None:
     """A CSV table of numbers, its first column the names."""
-    if path is None:
-        return None
-    try:
-        return pd.read_csv(path, index_col=0)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable table ({error})") from error
+    return None if path is None else read_frame(path, index_col=0)
 
 
 def summary(imputed: anndata.AnnData, scores: pd.DataFrame | None) -> str:

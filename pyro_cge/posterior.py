@@ -13,7 +13,9 @@ from torch import Tensor
 
 from .data.align import align, training_rows
 from .data.environment import Batch, EnvironmentData
+from .data.profiles import Profiles
 from .data.standardize import Standardizer
+from .data.streamed import StreamedData
 from .errors import ConfigError
 from .guides.amortized import AmortizedGuide
 from .interventions import (
@@ -51,7 +53,7 @@ class Posterior:
     ----------
     model, guide
         Trained.
-    data : EnvironmentData
+    data : EnvironmentData or StreamedData
         Raw units. Genes are brought into the training order by name; environments are matched by name.
     scaler : Standardizer
         The one the model was trained with.
@@ -68,7 +70,7 @@ class Posterior:
         self,
         model: CellModel,
         guide: AmortizedGuide,
-        data: EnvironmentData,
+        data: Profiles,
         scaler: Standardizer,
         *,
         schema: EnvironmentData | None = None,
@@ -223,7 +225,7 @@ class Posterior:
 
     def predict(
         self,
-        environments: EnvironmentData | Sequence[str] | None = None,
+        environments: EnvironmentData | StreamedData | Sequence[str] | None = None,
         n_samples: int = 100,
         seed: int | None = 0,
     ) -> Tensor:
@@ -231,7 +233,7 @@ class Posterior:
 
         Parameters
         ----------
-        environments : EnvironmentData, sequence of names, or None
+        environments : EnvironmentData, StreamedData, sequence of names, or None
             Environments of another data set (only its environment table and features are read), some of this one's by
             name, or all of this one's.
 
@@ -242,9 +244,9 @@ class Posterior:
         """
         table = self.raw.schema()
         rows = list(range(table.n_envs))
-        if isinstance(environments, EnvironmentData) and self.schema.n_features is None:
+        if isinstance(environments, EnvironmentData | StreamedData) and self.schema.n_features is None:
             rows = training_rows(list(environments.env_names), self.schema)
-        elif isinstance(environments, EnvironmentData):
+        elif isinstance(environments, EnvironmentData | StreamedData):
             table = align(environments.schema(), self.schema)
             rows = list(range(table.n_envs))
         elif environments is not None:

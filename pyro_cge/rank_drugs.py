@@ -26,10 +26,11 @@ import networkx as nx
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from .data.files import sha256
+from .data.files import first_line, read_frame, sha256
 from .discovery import edge_table, named_graph, write_graph
-from .errors import ConfigError, DataError
+from .errors import SEEDS, ConfigError, DataError
 from .imputation import (
+    NTKGP,
     ActionMean,
     Effects,
     FixedEffects,
@@ -43,7 +44,7 @@ from .imputation import (
 from .train.checkpoint import write_json
 
 PACKAGES = ("pyro-cge", "numba", "numpy", "networkx", "pandas", "scipy")
-IMPUTERS = {"mean": ActionMean, "shrunk": ShrunkMean, "fixed": FixedEffects}
+IMPUTERS = {"ntk-gp": NTKGP, "mean": ActionMean, "shrunk": ShrunkMean, "fixed": FixedEffects}
 
 
 class RankDrugsConfig(BaseModel):
@@ -53,10 +54,10 @@ class RankDrugsConfig(BaseModel):
     become terminals of the tree.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     score: Literal["pearson", "spearman", "cosine"] = "pearson"
-    imputer: Literal["mean", "shrunk", "fixed"] | None = None
+    imputer: Literal["ntk-gp", "mean", "shrunk", "fixed"] | None = None
     top: int = Field(default=10, ge=1)
     draws: int = Field(default=500, ge=1)
     n_genes: int = Field(default=150, ge=2)
@@ -65,7 +66,7 @@ class RankDrugsConfig(BaseModel):
     scope: Literal["tree", "network"] | None = None
     noise: float = Field(default=0.2, ge=0)
     graphs: int = Field(default=200, ge=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=SEEDS)
 
 
 def rank(
@@ -181,7 +182,7 @@ def _targets(
 def read_signature(path: Path, change: Sequence[str]) -> pd.DataFrame:
     """Log2 fold changes ``[genes, replicates]`` of a table whose first column names the genes."""
     table = _table(path)
-    if absent := [name for name in change if name not in table]:
+    if absent := [name for name in change if name not in table.columns[1:]]:
         raise DataError(
             f"{path}: no column {absent[0]!r} of log2 fold changes; there are {', '.join(map(str, table.columns))} (--change)"
         )
@@ -198,6 +199,8 @@ def read_effects(path: Path, context: str, action: str) -> Effects:
             raise DataError(f"{path}: no column {absent[0]!r}; name the columns with --context-key and --action-key")
         numbers = table.drop(columns=[context, action]).select_dtypes("number")
         numbers = numbers[[name for name in numbers if not str(name).startswith("Unnamed:")]]
+        if not numbers.shape[1]:
+            raise DataError(f"{path}: no column of numbers beside {context!r} and {action!r}: there is no gene")
         obs = table[[context, action]].astype(str).set_index(table.index.astype(str))
         var = pd.DataFrame(index=numbers.columns.astype(str))
         adata = anndata.AnnData(numbers.to_numpy(dtype=float), obs=obs, var=var)
@@ -205,7 +208,7 @@ def read_effects(path: Path, context: str, action: str) -> Effects:
         try:
             adata = anndata.read_h5ad(path)
         except Exception as error:  # h5py and anndata raise many kinds for a damaged or absent file
-            raise DataError(f"{path}: not a readable .h5ad file ({str(error).splitlines()[0]})") from error
+            raise DataError(f"{path}: not a readable .h5ad file ({first_line(error)})") from error
     return Effects.from_anndata(adata, context=context, action=action, replicates="mean")
 
 
@@ -221,6 +224,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
         yield part
         part.chmod(0o755)
         os.replace(part, out)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written ({error.strerror or error}); choose another folder") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -238,10 +243,7 @@ def summary(drugs: pd.DataFrame, found: TargetSearch | None) -> str:
 
 
 def _table(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path, sep="," if ".csv" in path.suffixes else "\t")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable table ({error})") from error
+    return read_frame(path, sep="," if ".csv" in path.suffixes else "\t")
 
 
 def _write(drugs: pd.DataFrame, found: TargetSearch | None, out: Path) -> None:

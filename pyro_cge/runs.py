@@ -6,27 +6,33 @@
     versions.json      package versions, data hash     metrics.json  losses and errors by part
     split.json         rows of train, valid, test      figures/      learning curves, interventions, ...
     weights.safetensors  weights, scaler, genes and environments     checkpoint.safetensors  for --resume
+
+Each file is written whole or not at all, and after a kill at any moment the same command with ``--resume`` ends with the
+weights of a run that was never killed, bit for bit on the CPU (one machine, one number of threads).
 """
 
 from __future__ import annotations
 
 import inspect
 import io
-import json
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
 
-from . import metrics
+from . import metrics, sites
 from .config import RunConfig, validated
 from .data.environment import EnvironmentData
+from .data.files import clear_leftovers, read_frame
+from .data.profiles import Profiles
 from .data.splits import Split, split
 from .data.standardize import Standardizer
-from .errors import CheckpointError, ConfigError
+from .data.streamed import StreamedData
+from .errors import CheckpointError, ConfigError, DataError, PyroCgeError
 from .guides.amortized import AmortizedGuide
 from .models.cell import CellModel
 from .models.priors import SoftmaxPrior, annealed
@@ -36,15 +42,24 @@ from .objectives.irm import Irm
 from .objectives.mmd import Mmd
 from .presets import PRESETS
 from .seeds import isolated
-from .train.checkpoint import load_into, load_tensors, save_tensors, write_atomically, write_json
+from .train.checkpoint import (
+    load_into,
+    load_tensors,
+    read_json,
+    save_tensors,
+    versions,
+    write_atomically,
+    write_json,
+)
+from .train.distributed import joined
 from .train.fit import Fit, fit
 from .train.loop import Objective, evaluate
 from .train.rotation import rotate
 
-PACKAGES = ("pyro-cge", "torch", "pyro-ppl", "numpy", "pandas", "anndata")
+SHOWN = 10_000
 
 
-def build(config: RunConfig, data: EnvironmentData) -> tuple[CellModel, AmortizedGuide]:
+def build(config: RunConfig, data: Profiles) -> tuple[CellModel, AmortizedGuide]:
     """Model and guide of a configuration, initialised from its seed."""
     preset = PRESETS[config.model]
     accepted = inspect.signature(preset).parameters
@@ -53,7 +68,7 @@ def build(config: RunConfig, data: EnvironmentData) -> tuple[CellModel, Amortize
         if options.get(name) == unset:
             options.pop(name, None)
     with isolated(config.seed):
-        return preset(data, config.latents, **options)
+        return preset(cast(Any, data), config.latents, **options)
 
 
 def objective_of(config: RunConfig, data: EnvironmentData) -> Objective:
@@ -68,7 +83,7 @@ def objective_of(config: RunConfig, data: EnvironmentData) -> Objective:
     return Irm(objective, weight=config.irm) if config.irm else objective
 
 
-def make_split(config: RunConfig, data: EnvironmentData) -> Split:
+def make_split(config: RunConfig, data: Profiles) -> Split:
     """The split a configuration asks for."""
     by = config.split
     if by == "auto":
@@ -80,36 +95,49 @@ def make_split(config: RunConfig, data: EnvironmentData) -> Split:
 
 def run(
     config: RunConfig,
-    data: EnvironmentData,
+    data: Profiles,
     out: Path,
     *,
     device: str | None = None,
     resume: bool = False,
     progress: bool | None = None,
+    on_record: Callable[[Mapping[str, float]], None] | None = None,
 ) -> tuple[Fit, dict[str, dict[str, float]]]:
     """Fit and write the run folder; returns the fit and its metrics by part.
+
+    Under ``torchrun`` all processes train, and the first writes. ``on_record`` is called with each epoch's row.
 
     Raises
     ------
     ConfigError
         If the folder holds a run and ``resume`` is False, or another configuration is resumed.
     CheckpointError
-        If the folder cannot be written (before training starts).
+        If the folder cannot be written (before training starts), or the data or their split changed since the run that
+        is resumed.
     """
     out = Path(out)
-    settings = config.model_dump(mode="json")
-    if (out / "config.json").exists():
-        if not resume:
-            raise ConfigError(f"{out} holds a run already: choose another folder, or continue it with --resume")
-        previous = json.loads((out / "config.json").read_text())
-        if changed := [k for k in settings if k != "epochs" and previous.get(k) != settings[k]]:
-            raise ConfigError(f"{out} was run with other settings: {', '.join(changed)} differ")
-    write_json(out / "config.json", settings)
-    write_json(out / "versions.json", {"data": data.digest, **{name: version(name) for name in PACKAGES}})
-    parts = make_split(config, data)
-    parts.save(out / "split.json")
+    with joined() as world:
+        model, guide = build(config, data)  # first: settings that cannot be built leave no folder behind
+        parts = world.once(partial(begin, config, data, out, resume))
+        result = train(
+            model,
+            guide,
+            config,
+            data,
+            parts,
+            device=device,
+            on_record=on_record,
+            checkpoint=out / "checkpoint.safetensors",
+            resume=resume,
+            progress=progress,
+        )
+        return result, world.once(partial(end, result, config, data, parts, out))
 
-    model, guide = build(config, data)
+
+def train(
+    model: CellModel, guide: AmortizedGuide, config: RunConfig, data: Profiles, parts: Split, **options: Any
+) -> Fit:
+    """Fit what :func:`build` made of a configuration on a split's parts; ``options`` go to ``fit``."""
     valid = data.rows(parts.valid)
     schedule = None
     if config.final_temperature is not None and isinstance(model.prior, SoftmaxPrior):
@@ -118,7 +146,7 @@ def run(
         model,
         guide,
         data.rows(parts.train),
-        objective=objective_of(config, data),
+        objective=objective_of(config, data.schema()),
         epochs=config.epochs,
         batch_size=config.batch_size,
         lr=config.lr,
@@ -129,24 +157,63 @@ def run(
         patience=config.patience,
         standardize=config.standardize,
         seed=config.seed,
-        device=device,
         on_epoch=schedule,
-        checkpoint=out / "checkpoint.safetensors",
-        resume=resume,
-        progress=progress,
+        **options,
     )
-    if config.rotate:
-        result = rotate(result, data.rows(parts.train))
+    return rotate(result, data.rows(parts.train)) if config.rotate else result
+
+
+def begin(config: RunConfig, data: Profiles, out: Path, resume: bool) -> Split:
+    """Check what the folder holds, and write what is known before training; returns the split."""
+    settings, parts = config.model_dump(mode="json"), make_split(config, data)
+    started = (out / "config.json").exists()
+    if started and not resume:
+        raise ConfigError(f"{out} holds a run already: choose another folder, or continue it with --resume")
+    if started:
+        previous = read_json(out / "config.json")
+        # Learning rate and temperature follow the number of epochs, where they change at all.
+        free = () if config.schedule or config.final_temperature else ("epochs",)
+        if changed := [k for k in settings if k not in free and previous.get(k) != settings[k]]:
+            raise ConfigError(f"{out} was run with other settings: {', '.join(changed)} differ")
+        kept = out / "versions.json"  # a run killed at its very start has none
+        if kept.exists() and (theirs := read_json(kept).get("data")) != data.digest:
+            raise CheckpointError(
+                f"the data changed since the run in {out} was started: their hash is {data.digest[:12]}, {kept.name} has "
+                f"{str(theirs)[:12]}. Give the data it was started with, or choose another folder"
+            )
+        if (out / "split.json").exists() and not Split.load(out / "split.json").same_rows(parts):
+            raise CheckpointError(
+                f"the split changed since the run in {out} was started (a column of the data it follows?): give the data "
+                "it was started with, or choose another folder"
+            )
+    if resume:  # also where the very first write was killed
+        for folder in (out, out / "figures"):
+            clear_leftovers(folder)
+    write_json(out / "config.json", settings)
+    write_json(out / "versions.json", {"data": data.digest, "sites": sites.VERSION, **versions()})
+    parts.save(out / "split.json")
+    return parts
+
+
+def end(result: Fit, config: RunConfig, data: Profiles, parts: Split, out: Path) -> dict[str, dict[str, float]]:
+    """Judge the fit by part, and write what is known after training; returns the metrics."""
     scores = {
-        name: score(result, data.rows(rows))
+        name: score(result, shown(data.rows(rows)))
         for name, rows in (("train", parts.train), ("valid", parts.valid), ("test", parts.test))
         if len(rows)
     }
     write_atomically(out / "history.csv", result.history.to_csv(index=False).encode())
     write_json(out / "metrics.json", scores)
     save_fit(result, config, out / "weights.safetensors")
-    draw(result, data, out / "figures")
-    return result, scores
+    draw(result, shown(data), out / "figures")
+    return scores
+
+
+def shown(data: Profiles) -> EnvironmentData:
+    """What is scored and drawn: the data, of streamed ones at most ``SHOWN`` profiles, evenly spaced in the file."""
+    if not isinstance(data, StreamedData):
+        return cast(EnvironmentData, data)
+    return data.rows(np.linspace(0, data.n - 1, min(data.n, SHOWN)).astype(int)).in_memory()
 
 
 def score(result: Fit, data: EnvironmentData) -> dict[str, float]:
@@ -249,20 +316,29 @@ def load_fit(folder: Path) -> Fit:
     tensors, manifest = load_tensors(path)
     if manifest.get("kind") != "run":
         raise CheckpointError(f"{path} holds {manifest.get('kind')!r}, not a run")
-    config = validated(RunConfig, manifest["config"], str(path))
-    genes = manifest["genes"]
-    schema = EnvironmentData(
-        x=torch.empty(0, len(genes)),
-        env=torch.empty(0, dtype=torch.long),
-        gene_names=genes,
-        env_names=manifest["environments"],
-        env_features=tensors.get("schema.env_features"),
-        control=manifest["control"],
-    )
-    model, guide = build(config, schema)
+    try:
+        config = validated(RunConfig, manifest["config"], str(path))
+        genes = manifest["genes"]
+        schema = EnvironmentData(
+            x=torch.empty(0, len(genes)),
+            env=torch.empty(0, dtype=torch.long),
+            gene_names=genes,
+            env_names=manifest["environments"],
+            env_features=tensors.get("schema.env_features"),
+            control=manifest["control"],
+        )
+        scaler = Standardizer(tensors["scaler.mean"], tensors["scaler.scale"], genes)
+        best_epoch, settings = manifest["best_epoch"], manifest["settings"]
+        model, guide = build(config, schema)
+    except (KeyError, TypeError, PyroCgeError) as error:
+        raise CheckpointError(f"{path} does not describe a run ({error!r}): fit again") from error
     load_into({"model": model, "guide": guide}, tensors, path)
-    scaler = Standardizer(tensors["scaler.mean"], tensors["scaler.scale"], genes)
     history = folder / "history.csv"
-    table = pd.read_csv(history) if history.exists() else pd.DataFrame()
+    try:
+        table = read_frame(history) if history.exists() else pd.DataFrame()
+        if history.exists() and "epoch" not in table:
+            raise DataError(f"{history}: no column 'epoch'")
+    except DataError as error:
+        raise CheckpointError(f"cannot read {history} ({error}): restore or remove it, weights need none") from error
     none = np.empty(0, int)
-    return Fit(model, guide, schema, scaler, table, manifest["best_epoch"], manifest["settings"], none, none)
+    return Fit(model, guide, schema, scaler, table, best_epoch, settings, none, none)

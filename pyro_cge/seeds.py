@@ -20,5 +20,10 @@ def isolated(seed: int | None, stream: str = "") -> Iterator[None]:
         yield
         return
     with torch.random.fork_rng():
-        torch.manual_seed(seed ^ zlib.crc32(stream.encode()))
+        torch.manual_seed(mix(seed, stream))
         yield
+
+
+def mix(seed: int, stream: str) -> int:
+    """The seed of a named stream of ``seed``: what :func:`isolated` seeds torch with."""
+    return seed ^ zlib.crc32(stream.encode())

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from pyro_cge.cli import app
 from pyro_cge.errors import ConfigError, DataError, PyroCgeError
-from pyro_cge.imputation import ActionMean, Effects, rank_drugs
+from pyro_cge.imputation import NTKGP, ActionMean, Effects, rank_drugs
 
 GENES = [f"G{j}" for j in range(30)]
 
@@ -73,9 +73,10 @@ def test_folder_holds_the_ranking_and_how_it_came_about(files, tmp_path):
     assert out.stat().st_mode & 0o777 == 0o755
 
 
-def test_the_answer_is_that_of_the_function(files, tmp_path):
+@pytest.mark.parametrize(("name", "imputer"), [("mean", ActionMean), ("ntk-gp", NTKGP)])
+def test_the_answer_is_that_of_the_function(files, tmp_path, name, imputer):
     invoke("--disease", files / "disease.csv", "--effects", files / "effects.h5ad", "--context-key", "cell",
-           "--action-key", "drug", "--context", "Calu3", "--imputer", "mean", "--change", "log2fc", "--change", "again",
+           "--action-key", "drug", "--context", "Calu3", "--imputer", name, "--change", "log2fc", "--change", "again",
            "--set", "draws=20", "--out", tmp_path / "found")  # fmt: skip
     adata = anndata.read_h5ad(files / "effects.h5ad")
     effects = Effects.from_anndata(adata, context="cell", action="drug")
@@ -83,7 +84,7 @@ def test_the_answer_is_that_of_the_function(files, tmp_path):
         effects.x, effects.context, effects.action, (*effects.context_names, "Calu3"), effects.action_names, GENES
     )
     disease = pd.read_csv(files / "disease.csv", index_col=0)
-    expected = rank_drugs(disease, effects, context="Calu3", imputer=ActionMean().fit(effects), draws=20)
+    expected = rank_drugs(disease, effects, context="Calu3", imputer=imputer().fit(effects), draws=20)
     found = pd.read_csv(tmp_path / "found" / "drugs.csv", index_col="drug")
     pd.testing.assert_frame_equal(found, expected, check_exact=False)
 

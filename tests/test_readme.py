@@ -12,7 +12,7 @@ import pandas as pd
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-CELLS, GRAPH, PAIRS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+CELLS, GRAPH, PAIRS, MANY = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_block_on_cells_runs():
@@ -35,6 +35,21 @@ def test_block_on_graphs_runs():
     names: dict[str, object] = {"adata": screen, "cge": cge}
     exec(compile(GRAPH, "README.md", "exec"), names)
     assert names["found"].targets_.loc["sgSpi1", "Spi1"] and list(names["posterior"].graph_.edges) == [("Spi1", "Tnf")]
+
+
+def test_block_on_many_members_and_big_files_runs(tmp_path, monkeypatch):
+    import pyro_cge as cge
+
+    design = cge.simulate.random_shifts(5, 6, variance=5.0, cover=True, seed=0)
+    truth = cge.simulate.simulator("chain", n_latents=5, n_genes=12, environments=design, seed=0)
+    data = truth.sample(20, seed=0)
+    monkeypatch.chdir(tmp_path)
+    adata = cge.to_anndata(data)
+    names = pd.Categorical(np.asarray(data.env_names, dtype=str)[data.env.numpy()])
+    anndata.AnnData(adata.X, obs=pd.DataFrame({"drug": names}, index=adata.obs_names)).write_h5ad("big.h5ad")
+    made: dict[str, object] = {"data": data, "cge": cge}
+    exec(compile(MANY.replace("seeds=16", "seeds=2, epochs=2"), "README.md", "exec"), made)
+    assert len(made["ensemble"]) == 2 and (made["big"].n, made["big"].g) == (data.n, 12)
 
 
 def test_block_on_pairs_runs():

@@ -1,7 +1,9 @@
-"""Commands of models: simulate, prepare, fit, compare, predict."""
+"""Commands of models: simulate, prepare, fit, compare, tune, predict."""
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -115,16 +117,27 @@ def fit(
     seed: Seed = None,
     device: Device = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Read expression as training goes: files beyond memory (.h5ad, .zarr, .gctx)."),
+    ] = False,
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard logs (extra: tensorboard).")] = None,
     env_key: EnvKey = None,
 ) -> None:
-    """Fit one model and write a run folder."""
+    """Fit one model and write a run folder; under torchrun, in several processes."""
+    from contextlib import nullcontext
+
     from ..config import RunConfig, read_settings
     from ..runs import run
+    from ..train.distributed import first_process
+    from ..train.tensorboard import TensorBoardLog
 
     settings = read_settings(RunConfig, config, overrides, model=model, seed=seed)
-    _, scores = run(settings, _read(data, env_key), out, device=device, resume=resume)
-    show(_table(scores))
-    typer.echo(f"run folder: {out}")
+    with TensorBoardLog(tensorboard) if tensorboard is not None and first_process() else nullcontext() as log:
+        _, scores = run(settings, _read(data, env_key, stream), out, device=device, resume=resume, on_record=log)
+    if first_process():
+        show(_table(scores))
+        typer.echo(f"run folder: {out}")
 
 
 @app.command()
@@ -148,6 +161,7 @@ def compare(
     from ..config import RunConfig, read_settings
     from ..runs import run
     from ..train.checkpoint import write_json
+    from ..train.distributed import joined
 
     names = [name.strip() for name in models.split(",")]
     plans = {
@@ -155,19 +169,61 @@ def compare(
         for name in names
         for seed in range(seeds)
     }
-    new_folder(out)
-    content = _read(data, env_key)
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for (name, seed), plan in plans.items():
-        typer.echo(f"{name}, seed {seed}")
-        _, scores = run(plan, content, out / name / f"seed{seed}", device=device)
-        results[name].append(next(scores[part] for part in ("test", "valid", "train") if part in scores))
+    with joined() as world:
+        world.once(partial(new_folder, out))
+        content = _read(data, env_key)
+        for (name, seed), plan in plans.items():
+            if world.first:
+                typer.echo(f"{name}, seed {seed}")
+            _, scores = run(plan, content, out / name / f"seed{seed}", device=device)
+            results[name].append(next(scores[part] for part in ("test", "valid", "train") if part in scores))
+        if not world.first:
+            return
     write_json(out / "compare.json", results)
     means = {
         name: {k: sum(run[k] for run in values) / len(values) for k in values[0]} for name, values in results.items()
     }
     show(_table(means))
     typer.echo(f"means over {seeds} seed(s), held-out part; runs are in {out}/")
+
+
+@app.command()
+def tune(
+    data: Data,
+    model: Annotated[str | None, typer.Argument(help="A preset; default that of --config.")] = None,
+    out: Out = Path("runs/tune"),
+    space: Annotated[Path | None, typer.Option(help="YAML file of what to vary, 'lr: 1e-4..1e-2:log' a line.")] = None,
+    vary: Annotated[
+        list[str], typer.Option(help="setting=low..high, setting=low..high:log or setting=a|b; may be repeated.")
+    ] = [],  # noqa: B006
+    storage: Annotated[
+        str | None, typer.Option(help="Database such as sqlite:///study.db: goes on, and may be shared by processes.")
+    ] = None,
+    study: Annotated[str, typer.Option(help="Name of the study in --storage.")] = "pyro-cge",
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, by whatever processes.")] = 50,
+    config: Config = None,
+    overrides: Overrides = [],  # noqa: B006
+    seed: Seed = None,
+    device: Device = None,
+    env_key: EnvKey = None,
+) -> None:
+    """Look for the settings of a model that explain held-out profiles best (Optuna)."""
+    from ..config import RunConfig, read_settings
+    from ..tune import read_space
+    from ..tune import tune as search
+
+    settings = read_settings(RunConfig, config, overrides, model=model, seed=seed)
+    varied = read_space(space, vary)
+    if storage is None:  # a shared study's processes may share the folder too
+        new_folder(out)
+    content = _read(data, env_key)
+    found = search(settings, content, varied, trials=trials, storage=storage, study=study, device=device, out=out)
+    ends = Counter(trial.state.name.lower() for trial in found.trials)
+    typer.echo(f"{len(found.trials)} trials ({', '.join(f'{n} {name}' for name, n in ends.items())})")
+    typer.echo(f"best: {found.best_value:.5g} nats a held-out profile, {found.best_params}")
+    chosen = found.best_params.get("model", settings.model)
+    typer.echo(f"settings: pyro-cge fit {chosen} --data {data} --config {out / 'best.yaml'}")
 
 
 @app.command()
@@ -200,7 +256,11 @@ def predict(
     typer.echo(f"{out}: {len(table):,} environments × {table.shape[1]:,} genes")
 
 
-def _read(path: Path, env_key: str | None) -> Any:
+def _read(path: Path, env_key: str | None, streamed: bool = False) -> Any:
+    if streamed:
+        from ..data.opening import stream
+
+        return stream(path, env_key)
     if {".csv", ".tsv", ".txt"} & set(path.suffixes):
         from ..data.tables import read_table
 

@@ -124,7 +124,8 @@ def rank_drugs(
         str | None, typer.Option(help="Where the drugs act; none: the mean over all contexts measured.")
     ] = None,
     imputer: Annotated[
-        str | None, typer.Option(help="Transport effects to --context: mean, shrunk or fixed; none: measured ones.")
+        str | None,
+        typer.Option(help="Transport effects to --context: ntk-gp, mean, shrunk or fixed; none: measured ones."),
     ] = None,
     change: Annotated[list[str], typer.Option(help="Column of log2 fold changes; repeated: replicates.")] = ["log2fc"],  # noqa: B006
     context_key: Annotated[str, typer.Option(help="Column of --effects that names the context.")] = "context",

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
 from ..errors import DataError
 from .environment import EnvironmentData
+from .profiles import Profiles
+
+Data = TypeVar("Data", bound=Profiles)
 
 
-def align(data: EnvironmentData, schema: EnvironmentData) -> EnvironmentData:
+def align(data: Data, schema: EnvironmentData) -> Data:
     """Genes in the schema's order by name; environments by name too, where they have no features.
 
     Parameters
     ----------
-    data : EnvironmentData
+    data : EnvironmentData or StreamedData
     schema : EnvironmentData
         Genes and environments a model was trained on (:meth:`EnvironmentData.schema`).
 
     Returns
     -------
-    EnvironmentData
+    EnvironmentData or StreamedData, as given
         With features, the data's own environments; without, those of the schema (controls included).
 
     Raises
@@ -39,15 +42,12 @@ def align(data: EnvironmentData, schema: EnvironmentData) -> EnvironmentData:
                 "prepare both with the same features"
             )
         return data
-    same = list(data.env_names) == list(schema.env_names)
-    if same and data.control == schema.control:
+    if list(data.env_names) == list(schema.env_names) and data.control == schema.control:
         return data
     row = torch.zeros(data.n_envs, dtype=torch.long)
     present = sorted(set(data.env.tolist()))
     row[present] = torch.tensor(training_rows([data.env_names[e] for e in present], schema), dtype=torch.long)
-    return replace(
-        schema, x=data.x, env=row.to(data.env.device)[data.env], obs=data.obs, truth=data.truth if same else None
-    )
+    return data.among(schema, row.to(data.env.device)[data.env])
 
 
 def training_rows(names: list[str], schema: EnvironmentData) -> list[int]:

@@ -15,12 +15,12 @@ from torch import Tensor
 from ..errors import DataError
 from ..scm.shifts import NoiseShift
 from .environment import EnvironmentData, Truth
-from .files import replacing
+from .files import first_line, hdf5_file
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_UNS, _ENV = "pyro_cge", "environment"
+UNS_KEY, ENV_KEY = "pyro_cge", "environment"
 
 
 def to_anndata(data: EnvironmentData) -> AnnData:
@@ -33,7 +33,7 @@ def to_anndata(data: EnvironmentData) -> AnnData:
 
     obs = _storable(data.obs)
     names = list(data.env_names)
-    obs[_ENV] = pd.Categorical.from_codes(data.env.cpu().numpy(), names)
+    obs[ENV_KEY] = pd.Categorical.from_codes(data.env.cpu().numpy(), names)
     kept: dict[str, Any] = {
         "env_names": np.array(names, dtype=object),
         "env_table": _storable(data.env_table),
@@ -48,7 +48,7 @@ def to_anndata(data: EnvironmentData) -> AnnData:
         kept["truth"] = _truth_to_dict(truth)
         obsm = {"z_true": truth.z.cpu().numpy(), "c_true": truth.c.cpu().numpy()}
     var = pd.DataFrame(index=pd.Index(list(data.gene_names)))
-    return AnnData(X=data.x.detach().cpu().numpy(), obs=obs, var=var, obsm=obsm, uns={_UNS: kept})
+    return AnnData(X=data.x.detach().cpu().numpy(), obs=obs, var=var, obsm=obsm, uns={UNS_KEY: kept})
 
 
 def from_anndata(
@@ -82,8 +82,8 @@ def from_anndata(
     """
     x = _matrix(adata.X)
     genes = list(adata.var_names.astype(str))
-    kept = adata.uns.get(_UNS)
-    if env_key is None or (env_key == _ENV and kept is not None):
+    kept = adata.uns.get(UNS_KEY)
+    if env_key is None or (env_key == ENV_KEY and kept is not None):
         if kept is None:
             raise DataError(f"env_key: this AnnData is not from to_anndata; give one of obs: {_listed(adata.obs)}")
         return _own(adata, kept, x, genes, features_key, control)
@@ -115,9 +115,25 @@ def write_h5ad(data: EnvironmentData, path: str | Path, manifest: str | None = N
     """
     adata = to_anndata(data)
     if manifest is not None:
-        adata.uns[_UNS]["manifest"] = manifest
-    with replacing(path) as temporary:
-        adata.write_h5ad(temporary)
+        adata.uns[UNS_KEY]["manifest"] = manifest
+    write_anndata(adata, path)
+
+
+def write_anndata(adata: AnnData, path: str | Path) -> None:
+    """Write AnnData as ``.h5ad``, whole or not at all.
+
+    Raises
+    ------
+    DataError
+        If the folder cannot be written.
+    """
+    from anndata.io import write_elem
+
+    adata.strings_to_categoricals()
+    with hdf5_file(path) as file:
+        write_elem(file, "/", adata)
+        if adata.raw is None:
+            file.pop("raw", None)  # AnnData's own writer leaves no mark of what is not there, either
 
 
 def read_h5ad(
@@ -140,7 +156,7 @@ def read_h5ad(
     try:
         adata = anndata.read_h5ad(path)
     except Exception as error:  # h5py and anndata raise many kinds for a damaged file
-        raise DataError(f"{path}: not a readable .h5ad file ({str(error).splitlines()[0]}); write it again") from error
+        raise DataError(f"{path}: not a readable .h5ad file ({first_line(error)}); write it again") from error
     try:
         return from_anndata(adata, env_key, features_key, control)
     except DataError as error:
@@ -159,30 +175,35 @@ def _own(
         names = list(kept["env_names"])
         table = pd.DataFrame(kept["env_table"])
         stored_control = [int(e) for e in kept["control"]]
-        env = pd.Index(names, dtype=object).get_indexer(adata.obs[_ENV].astype(object))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"uns[{_UNS!r}] or obs[{_ENV!r}] is damaged ({error!r}); write the file again") from error
+        env = pd.Index(names, dtype=object).get_indexer(adata.obs[ENV_KEY].astype(object))
+    except (KeyError, TypeError, ValueError, pd.errors.InvalidIndexError) as error:
+        raise DataError(f"uns[{UNS_KEY!r}] or obs[{ENV_KEY!r}] is damaged ({error!r}); write the file again") from error
     if (env < 0).any():
         row = int(np.flatnonzero(env < 0)[0])
         raise DataError(
-            f"obs[{_ENV!r}] of profile {adata.obs_names[row]!r} is {adata.obs[_ENV].iloc[row]!r}, which is not in "
-            f"uns[{_UNS!r}]['env_names']"
+            f"obs[{ENV_KEY!r}] of profile {adata.obs_names[row]!r} is {adata.obs[ENV_KEY].iloc[row]!r}, which is not in "
+            f"uns[{UNS_KEY!r}]['env_names']"
         )
     for name in table.columns[table.dtypes == "category"]:
         table[name] = table[name].astype(object)
     if "feature_names" in kept:
         table.attrs["feature_names"] = [str(name) for name in kept["feature_names"]]
-    features = torch.from_numpy(np.ascontiguousarray(kept["env_features"])) if "env_features" in kept else None
+    features = _numbers(kept["env_features"], f"uns[{UNS_KEY!r}]['env_features']") if "env_features" in kept else None
     truth = None
     if "truth" in kept and "z_true" in adata.obsm and "c_true" in adata.obsm:
-        truth = _truth_from_dict(kept["truth"], adata.obsm["z_true"], adata.obsm["c_true"])
+        try:
+            truth = _truth_from_dict(kept["truth"], adata.obsm["z_true"], adata.obsm["c_true"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"uns[{UNS_KEY!r}]['truth'] is damaged ({error!r}); remove it or write the file again"
+            ) from error
     return EnvironmentData(
         x=x,
         env=torch.from_numpy(env.astype(np.int64)),
         gene_names=genes,
         env_names=names,
         env_features=features if features_key is None else _features(adata, features_key, env, pd.Index(names)),
-        obs=adata.obs.drop(columns=_ENV),
+        obs=adata.obs.drop(columns=ENV_KEY),
         env_table=table,
         control=stored_control if control is None else _control(control, names),
         truth=truth,
@@ -192,6 +213,8 @@ def _own(
 def _matrix(values: Any) -> Tensor:
     from scipy import sparse
 
+    if hasattr(values, "to_memory"):  # sparse, in a file that AnnData holds open (backed="r")
+        values = values.to_memory()
     if sparse.issparse(values):
         values = values.toarray()
     if values is None:
@@ -208,7 +231,7 @@ def _features(adata: AnnData, key: str | None, codes: np.ndarray, names: pd.Inde
     if key is None:
         return None
     if key in adata.obsm:
-        per_profile = np.asarray(adata.obsm[key], dtype=np.float32)
+        per_profile = _numbers(adata.obsm[key], f"obsm[{key!r}]").numpy()
         seen, first = np.unique(codes, return_index=True)
         if len(seen) < len(names):
             lost = names[np.setdiff1d(np.arange(len(names)), seen)[0]]
@@ -226,11 +249,18 @@ def _features(adata: AnnData, key: str | None, codes: np.ndarray, names: pd.Inde
             if len(lost := names.difference(given.index)):
                 raise DataError(f"uns[{key!r}] has no row for environment {lost[0]!r} ({len(lost)} such)")
             given = given.loc[names]
-        features = np.asarray(given, dtype=np.float32)
+        features = _numbers(given, f"uns[{key!r}]").numpy()
     else:
         there = [*adata.obsm.keys(), *adata.uns.keys()]
         raise DataError(f"features_key {key!r} is neither in obsm nor in uns; there are {', '.join(there) or 'none'}")
     return torch.from_numpy(np.ascontiguousarray(features))
+
+
+def _numbers(values: Any, name: str) -> Tensor:
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{name} has dtype {array.dtype}, expected numbers")
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
 
 def _control(control: str | Sequence[str] | None, names: list[str]) -> list[int]:

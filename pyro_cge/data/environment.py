@@ -86,6 +86,16 @@ class Batch:
         here = torch.bincount(self.env, minlength=len(self.envs))
         return here / self.env_counts.clamp_min(1) * (self.n_total / len(self.index))
 
+    def part(self, rows: slice) -> Batch:
+        """Some of the batch's profiles, with their environments (with all of them where those are no more than the rows)."""
+        index, env = self.index[rows], self.env[rows]
+        x = None if self.x is None else self.x[rows]
+        if len(self.envs) <= len(index):
+            return replace(self, x=x, env=env, index=index)
+        here, env = torch.unique(env, return_inverse=True)
+        tables = {k: v.index_select(0, here) for k in _ENVIRONMENT_TENSORS if (v := getattr(self, k)) is not None}
+        return replace(self, x=x, env=env, index=index, **cast(dict[str, Any], tables))
+
     def unobserved(self) -> Batch:
         """The same cells and environments with no expression: ``x`` becomes a draw, not an observation."""
         return replace(self, x=None)
@@ -95,7 +105,8 @@ class Batch:
         return replace(self, **cast(dict[str, Any], moved))
 
 
-_BATCH_TENSORS = ("x", "env", "envs", "env_features", "is_control", "env_counts", "index", "weight")
+_ENVIRONMENT_TENSORS = ("envs", "env_features", "is_control", "env_counts", "weight")
+_BATCH_TENSORS = ("x", "env", "index", *_ENVIRONMENT_TENSORS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,10 +156,10 @@ class EnvironmentData:
             object.__setattr__(self, name, _unique_names(getattr(self, name), name))
         if len(self.gene_names) != n_genes:
             raise DataError(f"gene_names has {len(self.gene_names)} names but x has {n_genes} columns (genes)")
-        if self.env.dtype != torch.long or self.env.shape != (n,):
+        if not isinstance(self.env, Tensor) or self.env.dtype != torch.long or self.env.shape != (n,):
+            given = getattr(self.env, "dtype", type(self.env).__name__), list(getattr(self.env, "shape", []))
             raise DataError(
-                f"env must be a long tensor with one entry a profile [{n}], got {self.env.dtype} "
-                f"of shape {list(self.env.shape)}"
+                f"env must be a long tensor with one entry a profile [{n}], got {given[0]} of shape {given[1]}"
             )
         n_envs = len(self.env_names)
         if n and (bad := ((self.env < 0) | (self.env >= n_envs)).nonzero()).numel():
@@ -167,6 +178,8 @@ class EnvironmentData:
                 object.__setattr__(self, name, pd.DataFrame(index=pd.Index(index, dtype=str)))
             elif len(table) != size:
                 raise DataError(f"{name} has {len(table)} rows, expected {size}")
+        if named := [e for e in self.control if not hasattr(e, "__index__")]:
+            raise DataError(f"control must be row numbers of environments, got {named[0]!r}; see environments(names)")
         control = tuple(sorted({int(e) for e in self.control}))
         if control and not 0 <= control[0] <= control[-1] < n_envs:
             raise DataError(f"control environments {control} out of range for {n_envs} environments")
@@ -226,7 +239,16 @@ class EnvironmentData:
         sha.update(repr([list(self.gene_names), list(self.env_names), self.control]).encode())
         return sha.hexdigest()
 
+    @property
+    def shuffling(self) -> None:
+        """How the order of an epoch falls short of a perfect shuffle: it does not."""
+        return None
+
     # Parts
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Expression some profiles at a time, in row order: here, all at once."""
+        yield self.x
 
     def batch(self, index: Tensor | None = None) -> Batch:
         """Profiles ``index`` (default all) as a :class:`Batch`.
@@ -284,6 +306,15 @@ class EnvironmentData:
             truth=None if self.truth is None else self.truth.rows(chosen.to(self.truth.z.device)),
         )
 
+    def among(self, schema: EnvironmentData, env: Tensor) -> EnvironmentData:
+        """The same profiles, with the environments of ``schema``; ``env [n]`` are row numbers of its table."""
+        truth = self.truth if list(self.env_names) == list(schema.env_names) else None
+        return replace(schema, x=self.x, env=env, obs=self.obs, truth=truth)
+
+    def standardized(self, mean: Tensor, scale: Tensor) -> EnvironmentData:
+        """The same data with ``(x − mean) / scale``, of one entry a gene each."""
+        return replace(self, x=(self.x - mean.to(self.x.device)) / scale.to(self.x.device))
+
     def environments(self, names: Sequence[str]) -> list[int]:
         """Row numbers of environments by name.
 
@@ -313,7 +344,7 @@ class EnvironmentData:
                 f"{len(missing)} of {len(names)} genes are missing from the data: {some(missing)}. "
                 "Check that gene ids are of the same kind (Entrez or symbol) as in training."
             )
-        columns = torch.tensor([position[name] for name in names], device=self.x.device)
+        columns = torch.tensor([position[name] for name in names], dtype=torch.long, device=self.x.device)
         return replace(self, x=self.x.index_select(1, columns), gene_names=list(names))
 
     def without_constant_genes(self) -> EnvironmentData:

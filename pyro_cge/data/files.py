@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from ..errors import DataError
 
@@ -19,7 +23,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises
     ------
     DataError
-        If the folder does not exist or cannot be written.
+        If the folder does not exist or cannot be written, or the disk is full.
     """
     path = Path(path)
     temporary = _temporary(path)
@@ -34,8 +38,37 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.fsync(folder)  # the rename itself must outlive a power cut
         finally:
             os.close(folder)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space, or choose another folder"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def hdf5_file(path: str | Path) -> Iterator[Any]:
+    """A new HDF5 file, written whole or not at all: made in memory, because HDF5 itself crashes where a disk is full.
+
+    Raises
+    ------
+    DataError
+        As :func:`replacing`.
+    """
+    import h5py
+
+    buffer = io.BytesIO()
+    with replacing(path) as temporary:
+        with h5py.File(buffer, "w") as file:
+            yield file
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def clear_leftovers(folder: str | Path, name: str = "") -> None:
+    """Remove temporary files of :func:`replacing` that a killed process left in ``folder`` (for the file ``name``)."""
+    for path in Path(folder).glob(".*.????????.tmp"):
+        if path.name.startswith(f".{name}"):
+            path.unlink(missing_ok=True)
 
 
 def check_writable(path: str | Path) -> None:
@@ -47,6 +80,29 @@ def check_writable(path: str | Path) -> None:
     if path.is_dir():
         raise DataError(f"{path}: is a folder; give the name of the file to write")
     _temporary(path).unlink()
+
+
+def read_frame(path: str | Path, kind: str = "table", **options: Any) -> pd.DataFrame:
+    """``pandas.read_csv``, whose every error is one that names the file, as a ``kind`` of table.
+
+    Raises
+    ------
+    DataError
+        If the file is absent, or no table (or not compressed as its name says).
+    """
+    try:
+        return pd.read_csv(path, **options)
+    except FileNotFoundError:
+        raise DataError(f"{path}: not a readable {kind} (no such file); check the path") from None
+    except Exception as error:  # parsers and decompressors raise many kinds
+        raise DataError(
+            f"{path}: not a readable {kind} ({first_line(error)}); give comma- or tab-separated text"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return (str(error).splitlines() or [repr(error)])[0]
 
 
 def sha256(path: str | Path) -> str:

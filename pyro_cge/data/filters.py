@@ -39,7 +39,7 @@ class Filters(BaseModel):
         Environments with fewer profiles, after all other filters, are left out.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     landmarks: bool = False
     pert_types: tuple[str, ...] | None = None

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError
+from .files import read_frame
 
 # Field → the spellings met in GSE92742, GSE70138, LINCS2020 and Broad's own files; the first one present is used.
 SPELLINGS: dict[str, tuple[str, ...]] = {
@@ -228,12 +229,7 @@ def read_side_table(path: str | Path, key: str | None = None) -> pd.DataFrame:
     """
     path = Path(path)
     separator = "," if ".csv" in path.suffixes else "\t"
-    try:
-        table = pd.read_csv(path, sep=separator, dtype="category", keep_default_na=False)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; check the path of the side table") from None
-    except (OSError, EOFError, ValueError) as error:  # ParserError, EmptyDataError, UnicodeDecodeError are ValueErrors
-        raise DataError(f"{path}: not a readable side table ({error}); download it again") from error
+    table = read_frame(path, "side table", sep=separator, dtype="category", keep_default_na=False)
     key = key or next((name for name in _TABLE_KEYS if name in table.columns), None)
     if key is None or key not in table.columns:
         wanted = key or f"any of {', '.join(_TABLE_KEYS)}"

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from ..errors import DataError
-from .files import replacing
+from .files import first_line, hdf5_file
 from .geo import as_ids, check_ids, tidy
 
-_MATRIX, _PROFILES, _GENES = "/0/DATA/0/matrix", "/0/META/COL", "/0/META/ROW"
+MATRIX, _PROFILES, _GENES = "/0/DATA/0/matrix", "/0/META/COL", "/0/META/ROW"
 _TILE_BYTES = 8 * 2**20
 
 
@@ -165,11 +165,9 @@ def write_gctx(path: str | Path, expression: Expression) -> None:
     DataError
         If the folder cannot be written.
     """
-    import h5py
-
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with hdf5_file(path) as file:
         file.attrs["version"] = np.bytes_("GCTX1.0")
-        file.create_dataset(_MATRIX, data=expression.x)
+        file.create_dataset(MATRIX, data=expression.x)
         for group, table in ((_PROFILES, expression.obs), (_GENES, expression.var)):
             file[f"{group}/id"] = np.char.encode(table.index.to_numpy(str), "utf-8")
             for name in table.columns:
@@ -221,7 +219,7 @@ def _read_gctx(
         obs, var = _gctx_metadata(file, path)
         rows, columns = positions(obs.index, profiles, "profiles", path), positions(var.index, genes, "genes", path)
         x = np.empty((len(rows), len(columns)), np.float32)
-        for r, c, tile in _tiles(file[_MATRIX], rows, columns, block_rows):
+        for r, c, tile in _tiles(file[MATRIX], rows, columns, block_rows):
             tile[tile == -666] = np.nan
             x[np.ix_(r, c)] = tile
     # Metadata are copied only where a part of them is wanted.
@@ -254,15 +252,19 @@ def _tiles(
 
 def _gctx_metadata(file: Any, path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     obs, var = (_gctx_table(file[group], kind, path) for group, kind in ((_PROFILES, "profile"), (_GENES, "gene")))
-    if file[_MATRIX].ndim != 2:
-        raise DataError(f"{path}: the matrix has {file[_MATRIX].ndim} dimensions, not 2; the file is damaged")
-    _check_shape(file[_MATRIX].shape, obs, var, path)
+    if file[MATRIX].dtype.kind not in "iuf":
+        raise DataError(f"{path}: the matrix has dtype {file[MATRIX].dtype}, not numbers; the file is damaged")
+    if file[MATRIX].ndim != 2:
+        raise DataError(f"{path}: the matrix has {file[MATRIX].ndim} dimensions, not 2; the file is damaged")
+    _check_shape(file[MATRIX].shape, obs, var, path)
     return obs, var
 
 
 def _gctx_table(group: Any, kind: str, path: Path) -> pd.DataFrame:
     """Own code because cmapPy's parser fails on latin-1 text (the µ of level-5 doses) and holds every column three
     times over."""
+    if group["id"].ndim != 1:
+        raise DataError(f"{path}: {kind} ids have {group['id'].ndim} dimensions, not 1; the file is damaged")
     ids = as_ids(group["id"][()])
     check_ids(ids, kind, path)
     columns = {}
@@ -301,7 +303,7 @@ def _parse_text(path: Path) -> tuple[np.ndarray, pd.DataFrame, pd.DataFrame]:
     except Exception as error:  # cmapPy raises Exception and AssertionError
         raise DataError(
             f"{path}: not the {sizes[0]} genes × {sizes[1]} profiles of numbers its second line promises "
-            f"({str(error).splitlines()[0]}); the file is truncated or damaged, download it again"
+            f"({first_line(error)}); the file is truncated or damaged, download it again"
         ) from error
     tables = []
     for table, kind in ((obs, "profile"), (var, "gene")):

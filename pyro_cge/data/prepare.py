@@ -15,7 +15,7 @@ from .. import __version__
 from ..errors import DataError
 from .anndata import write_h5ad
 from .assemble import to_environment_data
-from .files import check_writable, replacing, sha256
+from .files import check_writable, read_frame, replacing, sha256
 from .filters import Filters, select
 from .geo import as_ids, join, read_side_table
 from .l1000 import Expression, positions, read_gct, read_metadata
@@ -146,10 +146,9 @@ def read_smiles(path: str | Path, key: str | None = None) -> dict[str, str]:
     """
     path = Path(path)
     if key is None:
-        try:
-            header = pd.read_csv(path, sep=None, engine="python", nrows=0).columns
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: not a readable SMILES table ({error}); give a CSV or TSV file") from error
+        header = read_frame(path, sep=None, engine="python", nrows=0).columns
+        if not len(header):
+            raise DataError(f"{path}: the SMILES table is empty; give columns perturbagen and smiles")
         key = next((name for name in ("perturbagen", "pert_id", "environment") if name in header), str(header[0]))
     table = read_side_table(path, key)
     name = next((name for name in ("smiles", "canonical_smiles") if name in table.columns), None)

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..errors import DataError
-from .environment import EnvironmentData
+from ..errors import DataError, check_seed
 from .files import replacing
 from .geo import spelling
+from .profiles import Profiles
 
 _PARTS = {"train": "train", "val": "valid", "valid": "valid", "validation": "valid", "test": "test"}
 
@@ -45,7 +45,7 @@ class Split:
         return f"Split({sizes}; by {self.by}, seed {self.seed})"
 
     @staticmethod
-    def from_column(data: EnvironmentData, column: str) -> Split:
+    def from_column(data: Profiles, column: str) -> Split:
         """The split a column of ``data.obs`` gives: ``train``, ``val`` (or ``valid``) and ``test`` (may be absent).
 
         Raises
@@ -63,6 +63,10 @@ class Split:
             raise DataError(f"obs column {column!r} marks no profile as train")
         return Split(train, valid, test, column, 0, data.digest)
 
+    def same_rows(self, other: Split) -> bool:
+        """Whether every part has the same rows."""
+        return all(np.array_equal(getattr(self, part), getattr(other, part)) for part in ("train", "valid", "test"))
+
     def save(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""
         fields = {"by": self.by, "seed": self.seed, "data_digest": self.data_digest}
@@ -71,7 +75,7 @@ class Split:
             temporary.write_text(json.dumps(fields | rows))
 
     @staticmethod
-    def load(path: str | Path, data: EnvironmentData | None = None) -> Split:
+    def load(path: str | Path, data: Profiles | None = None) -> Split:
         """Read a saved split; with ``data``, only if it was made for these very data.
 
         Raises
@@ -94,7 +98,7 @@ class Split:
 
 
 def split(
-    data: EnvironmentData,
+    data: Profiles,
     by: str = "perturbagen",
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     seed: int = 0,
@@ -103,7 +107,7 @@ def split(
 
     Parameters
     ----------
-    data : EnvironmentData
+    data : EnvironmentData or StreamedData
     by : str
         ``perturbagen`` (compounds of one InChIKey skeleton together where structures are known), ``combination``
         (perturbagen × cell line), ``cell_line``, ``environment``, ``random`` (single profiles), or a column of
@@ -121,6 +125,7 @@ def split(
     shares = np.asarray(fractions, dtype=float)
     if shares.shape != (3,) or (shares < 0).any() or not np.isclose(shares.sum(), 1) or shares[0] == 0:
         raise DataError(f"fractions must be three shares that add up to 1, the first above 0; got {tuple(fractions)}")
+    check_seed(seed)
     env = data.env.cpu().numpy()
     treated = ~data.is_control.cpu().numpy()[env]
     codes, groups = pd.factorize(_groups(data, by)[treated])
@@ -147,7 +152,7 @@ def split(
     return Split(train, valid, test, by, seed, data.digest)
 
 
-def _groups(data: EnvironmentData, by: str) -> np.ndarray:
+def _groups(data: Profiles, by: str) -> np.ndarray:
     env = data.env.cpu().numpy()
     if by == "random":
         return np.arange(data.n)
@@ -162,7 +167,7 @@ def _groups(data: EnvironmentData, by: str) -> np.ndarray:
     return _column(data, by)
 
 
-def _perturbagen(data: EnvironmentData) -> np.ndarray:
+def _perturbagen(data: Profiles) -> np.ndarray:
     """``[E]``: InChIKey skeleton, else the perturbagen's name, else the environment's."""
     key = pd.Series(None, index=range(data.n_envs), dtype=object)
     for name in ("inchi_key_block", "perturbagen"):
@@ -172,7 +177,7 @@ def _perturbagen(data: EnvironmentData) -> np.ndarray:
     return key.where(key.notna(), pd.Series(list(data.env_names))).to_numpy(dtype=object)
 
 
-def _column(data: EnvironmentData, name: str) -> np.ndarray:
+def _column(data: Profiles, name: str) -> np.ndarray:
     # A perturbagen may have been measured in several cell lines: profiles know better than environments.
     if (spelled := spelling(data.obs, name)) is not None:
         return data.obs[spelled].to_numpy(dtype=object)
@@ -181,7 +186,7 @@ def _column(data: EnvironmentData, name: str) -> np.ndarray:
     return _obs_column(data, name).to_numpy(dtype=object)
 
 
-def _obs_column(data: EnvironmentData, name: str) -> pd.Series:
+def _obs_column(data: Profiles, name: str) -> pd.Series:
     if name not in data.obs.columns:
         columns = [*data.obs.columns, *data.env_table.columns]
         raise DataError(f"no column {name!r} to split by; there are {', '.join(map(str, columns)) or 'none'}")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .environment import EnvironmentData
+from .moments import GeneMoments
+from .profiles import Profiles
 
-_GENES_AT_A_TIME = 128  # the float64 copy stays small
+Data = TypeVar("Data", bound=Profiles)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +39,8 @@ class Standardizer:
             )
 
     @staticmethod
-    def fit(data: EnvironmentData) -> Standardizer:
-        """Mean and standard deviation over the profiles of ``data``: give the training part only.
+    def fit(data: Profiles) -> Standardizer:
+        """Mean and standard deviation over the profiles of ``data``, in one pass: give the training part only.
 
         Raises
         ------
@@ -47,27 +49,22 @@ class Standardizer:
         """
         if data.n < 2:
             raise DataError(f"standardisation needs two profiles or more, the training part has {data.n}")
-        means: list[Tensor] = []
-        scales: list[Tensor] = []
-        constant: list[bool] = []
-        for part in data.x.split(_GENES_AT_A_TIME, dim=1):
-            values = part.double()
-            means.append(values.mean(0))
-            scales.append(values.std(0, correction=0))
-            constant += (part == part[:1]).all(0).tolist()
-        if names := [name for name, never in zip(data.gene_names, constant, strict=True) if never]:
+        moments = GeneMoments(data.g)
+        for x in data.blocks():
+            moments.add(x)
+        if names := [name for name, never in zip(data.gene_names, moments.constant.tolist(), strict=True) if never]:
             raise DataError(
                 f"{len(names)} genes are constant over the {data.n} training profiles: "
                 f"{', '.join(map(repr, names[:5]))}; leave them out with data.without_constant_genes()"
             )
-        return Standardizer(torch.cat(means).float(), torch.cat(scales).float(), data.gene_names)
+        return Standardizer(moments.mean.float(), moments.sd.float(), data.gene_names)
 
     @staticmethod
     def identity(gene_names: Sequence[str]) -> Standardizer:
         """Leaves everything as it is."""
         return Standardizer(torch.zeros(len(gene_names)), torch.ones(len(gene_names)), gene_names)
 
-    def transform(self, data: EnvironmentData) -> EnvironmentData:
+    def transform(self, data: Data) -> Data:
         """The same data with standardised ``x``.
 
         Raises
@@ -80,8 +77,7 @@ class Standardizer:
                 f"the data have {data.g} genes that are not the {len(self.gene_names)} standardised, or in another "
                 "order; bring them into line with data.genes(standardizer.gene_names)"
             )
-        mean, scale = self.mean.to(data.x.device), self.scale.to(data.x.device)
-        return replace(data, x=(data.x - mean) / scale)
+        return data.standardized(self.mean, self.scale)
 
     def inverse(self, x: Tensor) -> Tensor:
         """Standardised expression ``[..., g]`` in the units of the source."""

@@ -12,6 +12,7 @@ import pandas as pd
 from ..errors import DataError
 from .assemble import to_environment_data
 from .environment import EnvironmentData
+from .files import read_frame
 from .geo import tidy
 from .l1000 import Expression
 from .prepare import read_smiles
@@ -57,12 +58,7 @@ def read_table(
     """
     path = Path(path)
     separator = "," if ".csv" in path.suffixes else "\t"
-    try:
-        table = pd.read_csv(path, sep=separator, low_memory=False, na_values=["-666", "-666.0"])
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; check the path") from None
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path}: not a readable table ({error}); give comma- or tab-separated text") from error
+    table = read_frame(path, sep=separator, low_memory=False, na_values=["-666", "-666.0"])
     if str(table.columns[0]).startswith("Unnamed:"):
         ids = pd.Index(table.pop(str(table.columns[0])).astype(str), dtype=object)
     else:
@@ -75,9 +71,11 @@ def read_table(
     expression = table.drop(columns=noted)
     if not expression.shape[1]:
         raise DataError(f"{path}: no gene column is left beside {', '.join(map(repr, noted))}")
+    if not len(expression):
+        raise DataError(f"{path}: there is no profile below the header")
     for gene in expression.columns[[dtype.kind not in "iuf" for dtype in expression.dtypes]]:
-        numbers = pd.to_numeric(expression[gene], errors="coerce")
-        row = int(np.flatnonzero(numbers.isna() & expression[gene].notna())[0])
+        numbers = pd.to_numeric(expression[gene].astype(str), errors="coerce")
+        row = int((numbers.isna() & expression[gene].notna()).to_numpy().argmax())
         raise DataError(
             f"{path}: column {gene!r}, row {ids[row]!r}: {expression[gene].iloc[row]!r} is not a number; correct it, or "
             "list the column in annotations= if it is no gene"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 import networkx as nx
 import numpy as np
@@ -31,9 +32,9 @@ class EdgePrior:
 
     def __post_init__(self) -> None:
         for name, p in [("otherwise", self.otherwise), *((f"{a} → {b}", p) for (a, b), p in self.probability.items())]:
-            if not 0 < p < 1:
+            if not isinstance(p, Real) or not 0 < p < 1:
                 raise ConfigError(
-                    f"edge probabilities must lie between 0 and 1 (for certainty use Knowledge), got {p} for {name}"
+                    f"edge probabilities must lie between 0 and 1 (for certainty use Knowledge), got {p!r} for {name}"
                 )
 
     @classmethod
@@ -61,7 +62,7 @@ class EdgePrior:
             raise ConfigError(f"a table of edges needs columns cause and effect, got {list(table.columns)}")
         values = table["probability"] if "probability" in table else [present] * len(table)
         pairs = zip(table["cause"].astype(str), table["effect"].astype(str), strict=True)
-        return cls(dict(zip(pairs, map(float, values), strict=True)), otherwise)
+        return cls(dict(zip(pairs, values, strict=True)), otherwise)
 
     def matrix(self, genes: Sequence[str]) -> Array:
         """``[d, d]`` at ``[cause, effect]``; 0 on the diagonal."""

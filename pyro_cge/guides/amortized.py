@@ -15,10 +15,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ..data.environment import Batch
-from ..errors import ConfigError
+from ..errors import ConfigError, check_sizes
 from ..models.cell import CellModel
 from ..models.networks import soft_clamp
 from ..models.priors import LatentPrior
+from ..scm.normal import DiagonalNormal
 from ..scm.shifts import NoiseShift
 from ..sites import cells_plate
 from .conditioning import Concat, Conditioning, FiLM, OnShift
@@ -59,6 +60,8 @@ class AmortizedGuide(PyroModule):
         if conditioning is not None and not hidden:
             raise ConfigError(f"conditioning={conditioning!r} needs at least one hidden layer, got hidden=()")
         data = model.prior.environments
+        for size in hidden:
+            check_sizes(hidden=size)
         sizes = [model.g, *hidden]
         self._model = (model,)  # in a tuple: its parameters are the model's, not the guide's
         self.d, self.conditioning = model.d, conditioning
@@ -95,10 +98,10 @@ class AmortizedGuide(PyroModule):
         if shift is None and self.conditioning == "shift":
             shift = self.shift(batch)
         h = self.model.decoder.likelihood.encoder_input(batch.x)
-        for i, layer in enumerate(self.layers):
+        for layer, condition in itertools.zip_longest(self.layers, self.conditions):
             h = layer(h)
-            if i < len(self.conditions):
-                h = self.conditions[i](h, batch, shift)
+            if condition is not None:
+                h = condition(h, batch, shift)
             h = torch.relu(h)
         return h
 
@@ -116,11 +119,12 @@ class AmortizedGuide(PyroModule):
 
     def _law(self, h: Tensor) -> dist.TorchDistribution:
         loc, log_scale = self._normal(self.head(h))
-        return dist.Normal(loc, log_scale.exp()).to_event(1)
+        return DiagonalNormal(loc, log_scale.exp())
 
     def draw_shared(self, batch: Batch) -> NoiseShift | None:
         """Sample what profiles share (environments' effects, edges, gene masks); the noise law, if that is latent."""
-        shift = None if self.environment is None else self.environment(batch)
+        # By forward, as the objective calls this guide: a call would report the weights to Pyro's parameter store.
+        shift = None if self.environment is None else self.environment.forward(batch)
         self.model.scm.draw_posterior()
         self.model.decoder.draw_posterior()
         return shift

@@ -115,8 +115,9 @@ class StructuredGuide(AmortizedGuide):
     def _law(self, h: Tensor) -> dist.TorchDistribution:
         raw = self.head(h)
         loc, log_scale = self._normal(raw)
-        unit = torch.eye(self.d, dtype=raw.dtype, device=raw.device).expand(*raw.shape[:-1], self.d, self.d).clone()
-        unit[..., self.pairs[:, 1], self.pairs[:, 0]] = raw[..., 2 * self.d :]
+        entries = self.pairs[:, 1] * self.d + self.pairs[:, 0]
+        flat = torch.diag_embed(torch.ones_like(loc)).flatten(-2).index_add(-1, entries, raw[..., 2 * self.d :])
+        unit = flat.unflatten(-1, (self.d, self.d))
         return FactorNormal(loc, unit * log_scale.exp().unsqueeze(-2), log_scale.sum(-1))
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..data.files import read_frame
 from ..errors import ConfigError, DataError
 
 GeneSets = Mapping[str, Sequence[str] | Mapping[str, float]]
@@ -60,14 +61,13 @@ def read_weighted_sets(path: str | Path, columns: tuple[str, str, str] | None = 
     DataError
         If the file cannot be read, lacks a column, or a weight is not a number.
     """
-    try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable table ({error})") from error
+    table = read_frame(path)
     if columns is None:
-        gene = table.columns[0]
-        table = table.melt(id_vars=gene, var_name="set", value_name="weight")
-        columns = ("set", gene, "weight")
+        if table.shape[1] < 2:
+            raise DataError(f"{path}: no set beside the genes of the first column, {table.columns[0]!r}")
+        long = [table.iloc[:, [0, j]].set_axis(["gene", "weight"], axis=1) for j in range(1, table.shape[1])]
+        table = pd.concat(long, keys=table.columns[1:], names=["set"]).reset_index("set")
+        columns = ("set", "gene", "weight")
     if absent := [name for name in columns if name not in table.columns]:
         raise DataError(f"{path}: no column {absent[0]!r}; there are {', '.join(map(repr, table.columns))}")
     name, gene, weight = columns

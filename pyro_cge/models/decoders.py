@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.environment import Batch, EnvironmentData
+from ..errors import check_sizes
 from ..scm.gates import Gates
 from ..scm.mechanisms import Mechanism
 from .likelihoods import GaussianLikelihood, Likelihood
@@ -30,6 +31,7 @@ class Decoder(nn.Module):
 
     def __init__(self, d: int, g: int, *, likelihood: Likelihood | None = None) -> None:
         super().__init__()
+        check_sizes(d=d, g=g)
         self.d, self.g = d, g
         self.likelihood = GaussianLikelihood(g) if likelihood is None else likelihood
 
@@ -151,6 +153,7 @@ class ConditionalDecoder(Decoder):
     ) -> None:
         super().__init__(d, g, likelihood=likelihood)
         width, *rest = [*hidden, g]
+        check_sizes(hidden=width)
         self.latent = nn.Linear(d, width)
         self.environment = EnvironmentNetwork(data, width)
         self.rest = nn.Sequential(nn.ReLU(), mlp([width, *rest])) if rest else nn.Identity()

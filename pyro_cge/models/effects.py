@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.environment import Batch, EnvironmentData
-from ..errors import ConfigError
+from ..errors import ConfigError, check_positive
 from ..scm.shifts import NoiseShift
 from ..sites import treated_only
 from .networks import soft_clamp
@@ -57,8 +57,7 @@ class EffectPrior(LatentPrior):
         hidden: Sequence[int] = (64,),
     ) -> None:
         super().__init__(data, d)
-        if not spread > 0:
-            raise ConfigError(f"spread must be positive, got {spread}")
+        check_positive(spread=spread)
         self.moves, self.hidden = checked_moves(moves), tuple(hidden)
         sizes = {"loc": ["shift"], "scale": ["stretch"], "both": ["shift", "stretch"]}[moves]
         self.supports = {**self.own, **dict.fromkeys(sizes, "real")}

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.environment import Batch, EnvironmentData
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, check_positive
 from ..scm.shifts import NoiseShift
 from .networks import soft_clamp
 from .priors import NONE, LatentPrior, Support
@@ -77,8 +77,7 @@ class KernelPrior(LatentPrior):
             raise DataError(
                 "KernelPrior needs env_features [E, r], whose inner products are the kernel; see nystroem()"
             )
-        if not spread > 0:
-            raise ConfigError(f"spread must be positive, got {spread}")
+        check_positive(spread=spread)
         self.basis = EnvironmentData(
             x=torch.empty(0, data.g),
             env=torch.empty(0, dtype=torch.long),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..data.environment import EnvironmentData
-from ..errors import ConfigError, DataError
+from ..data.moments import GeneMoments
+from ..data.profiles import Profiles
+from ..errors import ConfigError, DataError, check_positive, check_sizes
+from ..scm.normal import DiagonalNormal
 from .networks import soft_clamp
 
 LOG_SCALE_RANGE = (-6.0, 4.0)  # per-gene noise sd between 0.0025 and 55 in the data's (standardised) units
@@ -62,6 +62,8 @@ class GaussianLikelihood(Likelihood):
 
     def __init__(self, g: int, *, scale: float = 1.0) -> None:
         super().__init__()
+        check_sizes(g=g)
+        check_positive(scale=scale)
         self.log_scale = nn.Parameter(torch.empty(g))
         self.set_scale(torch.full((g,), float(scale)))
 
@@ -74,26 +76,7 @@ class GaussianLikelihood(Likelihood):
         self.log_scale.copy_(_unclamped(scale.log(), *LOG_SCALE_RANGE))
 
     def forward(self, mean: Tensor) -> dist.TorchDistribution:
-        return GeneNormal(mean, self.scale)
-
-
-class GeneNormal(dist.Independent):
-    """``Normal(mean [..., n, g], scale [g]).to_event(1)``, whose density does not repeat what is the same in all profiles."""
-
-    def __init__(self, mean: Tensor, scale: Tensor, *, validate_args: bool | None = None) -> None:
-        super().__init__(dist.Normal(mean, scale), 1, validate_args=validate_args)
-        self.gene_scale = scale
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
-        residual = (value - self.base_dist.loc) * self.gene_scale.reciprocal()
-        constant = self.gene_scale.log().sum() + 0.5 * math.log(2 * math.pi) * self.event_shape[0]
-        return -0.5 * torch.linalg.vecdot(residual, residual) - constant
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> dist.TorchDistribution:
-        shape = torch.Size(batch_shape) + self.event_shape
-        return GeneNormal(self.base_dist.loc.expand(shape), self.gene_scale)
+        return DiagonalNormal(mean, self.scale)
 
 
 class StudentTLikelihood(GaussianLikelihood):
@@ -136,8 +119,8 @@ class CountLikelihood(Likelihood):
 
     Parameters
     ----------
-    data : EnvironmentData
-        The training counts.
+    data : EnvironmentData or StreamedData
+        The training counts, read once.
 
     Raises
     ------
@@ -150,18 +133,18 @@ class CountLikelihood(Likelihood):
     centre: Tensor
     spread: Tensor
 
-    def __init__(self, data: EnvironmentData) -> None:
+    def __init__(self, data: Profiles) -> None:
         super().__init__()
-        x = data.x.double()
-        self.check(data.x)
-        logs = x.log1p()
-        n = len(x)
-        zeros = x.new_zeros(data.g)
+        raw, logs = GeneMoments(data.g), GeneMoments(data.g)
+        for x in data.blocks():
+            self.check(x)
+            raw.add(x)
+            logs.add(x.log1p())
         # A gene never seen keeps a small mean of its own; data without rows are a schema, filled by a checkpoint.
-        mean = x.mean(0).clamp_min(0.5 / n).log() if n else zeros
-        self.register_buffer("log_mean", mean.float())
-        self.register_buffer("centre", (logs.mean(0) if n else zeros).float())
-        self.register_buffer("spread", (logs.std(0, correction=0).clamp_min(1e-3) if n else zeros + 1).float())
+        n, zeros = raw.n, torch.zeros_like(raw.mean)
+        self.register_buffer("log_mean", (raw.mean.clamp_min(0.5 / n).log() if n else zeros).float())
+        self.register_buffer("centre", logs.mean.float())
+        self.register_buffer("spread", (logs.sd.clamp_min(1e-3) if n else zeros + 1).float())
 
     def mean(self, output: Tensor) -> Tensor:
         return (self.log_mean + output.clamp(-LARGEST_FOLD, LARGEST_FOLD)).exp()
@@ -188,7 +171,7 @@ class PoissonLikelihood(CountLikelihood):
 class NegativeBinomialLikelihood(CountLikelihood):
     """``X_k ~ NegativeBinomial`` of mean ``m_k exp(output_k)`` and variance ``mean + mean²/θ_k``, ``θ_k`` learned."""
 
-    def __init__(self, data: EnvironmentData) -> None:
+    def __init__(self, data: Profiles) -> None:
         super().__init__(data)
         self.log_dispersion = nn.Parameter(torch.full((data.g,), 2.0))
 

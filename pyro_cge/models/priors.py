@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-import pyro
 import torch
 from torch import Tensor, nn
 
 from ..data.environment import Batch, EnvironmentData
-from ..errors import ConfigError
+from ..errors import ConfigError, check_positive, check_sizes
 from ..scm.shifts import NoiseShift
-from ..sites import envs_plate
+from ..sites import deterministic, envs_plate
 from .networks import EnvironmentNetwork, soft_clamp
 
 Moves = Literal["loc", "scale", "both"]
@@ -40,8 +39,7 @@ class LatentPrior(nn.Module):
 
     def __init__(self, data: EnvironmentData, d: int) -> None:
         super().__init__()
-        if d < 1:
-            raise ConfigError(f"a prior needs at least one latent, got d={d}")
+        check_sizes(d=d)
         self.d = d
         self.environments = data.schema()
 
@@ -89,8 +87,8 @@ class LatentPrior(nn.Module):
 
 def _recorded(shift: NoiseShift) -> NoiseShift:
     return NoiseShift(
-        pyro.deterministic("env_loc", shift.loc, event_dim=1),
-        pyro.deterministic("env_log_scale", shift.log_scale, event_dim=1),
+        deterministic("env_loc", shift.loc),
+        deterministic("env_log_scale", shift.log_scale),
     )
 
 
@@ -115,6 +113,8 @@ class TablePrior(LatentPrior):
         super().__init__(data, shift.d)
         if shift.n_envs != data.n_envs:
             raise ConfigError(f"TablePrior got laws for {shift.n_envs} environments, the data have {data.n_envs}")
+        if not (shift.loc.isfinite().all() and shift.log_scale.isfinite().all()):
+            raise ConfigError("TablePrior got laws that are not finite: loc and log_scale must be")
         self.register_buffer("loc", shift.loc)
         self.register_buffer("log_scale", shift.log_scale)
 
@@ -162,17 +162,17 @@ class DensePrior(LatentPrior):
         return values
 
     def shift(self, batch: Batch, effects: Mapping[str, Tensor] = NONE) -> NoiseShift:
-        treated = ~batch.is_control.unsqueeze(-1)
-        raw = self.network(batch) * treated
+        raw = self.network(batch).masked_fill(batch.is_control.unsqueeze(-1), 0.0)
         if self.targets is not None:
             allowed = self.targets.index_select(0, batch.envs % len(self.targets))
             raw = raw * allowed.repeat(1, raw.shape[-1] // self.d)
-        zeros = raw.new_zeros((*raw.shape[:-1], self.d))
-        loc = zeros if self.moves == "scale" else self.sparsify(raw[..., : self.d])
-        log_scale = zeros
-        if self.moves != "loc":
-            log_scale = self.sparsify(soft_clamp(raw[..., -self.d :], -LOG_SCALE_BOUND, LOG_SCALE_BOUND))
-        return NoiseShift(loc, log_scale)
+        loc, log_scale = raw[..., : self.d], raw[..., -self.d :]
+        return NoiseShift(
+            self.sparsify(loc) if self.moves != "scale" else torch.zeros_like(loc),
+            self.sparsify(soft_clamp(log_scale, -LOG_SCALE_BOUND, LOG_SCALE_BOUND))
+            if self.moves != "loc"
+            else torch.zeros_like(log_scale),
+        )
 
     def start_at(self, shift: NoiseShift, batch: Batch) -> None:
         parts = {"loc": [shift.loc], "scale": [shift.log_scale], "both": [shift.loc, shift.log_scale]}[self.moves]
@@ -208,8 +208,7 @@ class SoftmaxPrior(DensePrior):
         moves: Moves = "both",
     ) -> None:
         super().__init__(data, d, hidden=hidden, moves=moves)
-        if not temperature > 0:
-            raise ConfigError(f"temperature must be positive, got {temperature}")
+        check_positive(temperature=temperature)
         start = torch.tensor(float(temperature))
         if learn_temperature:
             self.temperature = nn.Parameter(start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.environment import Batch, EnvironmentData
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, check_sizes
 from ..models.networks import EnvironmentNetwork, mlp
 from .elbo import Elbo
 from .handlers import Drawn
@@ -64,7 +65,10 @@ class AdversarialPrior(nn.Module):
         weight: float = 10.0,
     ) -> None:
         super().__init__()
-        if not weight >= 0:
+        check_sizes(d=d)
+        for size in hidden:
+            check_sizes(hidden=size)
+        if not 0 <= weight < math.inf:
             raise ConfigError(f"the weight of the adversarial prior must not be negative, got {weight}")
         if not hidden:
             raise ConfigError("the critic needs at least one hidden layer, got hidden=()")

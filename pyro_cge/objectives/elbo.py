@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from pyro import poutine
 from pyro.infer.util import is_validation_enabled
 from pyro.nn import PyroModule
 from pyro.util import check_model_guide_match
 from torch import Tensor
-from torch.distributions import Independent, LowRankMultivariateNormal, Normal, kl_divergence
+from torch.distributions import LowRankMultivariateNormal, Normal, kl_divergence
 
 from ..data.environment import Batch
 from ..guides.families import FactorNormal
 from ..scm.shifts import NoiseShift
-from .handlers import in_cells, is_random
+from .handlers import Sites, in_cells, is_random
 
 GAUSSIANS = (LowRankMultivariateNormal, FactorNormal)  # with correlations: analytic KL against independent normals
 
@@ -52,26 +51,30 @@ class Elbo:
     def __call__(self, model: PyroModule, guide: PyroModule, batch: Batch, *, warmup: float = 1.0) -> dict[str, Tensor]:
         """Terms per profile: ``loss``, ``log_likelihood``, ``kl``. ``warmup`` in [0, 1] multiplies β."""
         guide_trace, model_trace = traces(model, guide, batch)
-        log_likelihood, kl = batch.index.new_zeros(2, dtype=torch.get_default_dtype())
-        nodes: dict[str, Any] = model_trace.nodes
+        fits: list[Tensor] = []
+        costs: list[Tensor] = []
+        nodes = model_trace.nodes
         summed = self.sum_targets and "env_target" in nodes and getattr(guide, "blind_to_targets", False)
         for name, site in nodes.items():
             if not is_random(site):
                 continue
             if site["is_observed"]:
-                log_likelihood = log_likelihood + _scaled(site["fn"].log_prob(site["value"]), site)
-            elif name == "z" and summed:
-                kl = kl + _scaled(_kl_over_targets(model, guide_trace, nodes, batch), site)
+                fits.append(_scaled(site["fn"].log_prob(site["value"]), site, batch))
+                continue
+            if name == "z" and summed:
+                cost = _kl_over_targets(model, guide_trace, nodes, batch)
             elif name in ("env_shift", "env_stretch") and summed:
                 # The size of what is not a target keeps its prior law, which costs nothing.
                 size, target = (cast(Any, guide_trace.nodes[n]["fn"]) for n in (name, "env_target"))
-                each = kl_divergence(size.base_dist, site["fn"].base_dist)
-                kl = kl + _scaled((target.mean * each).sum(-1), site)
+                cost = (target.mean * kl_divergence(size.base_dist, site["fn"].base_dist)).sum(-1)
             else:
-                kl = kl + _scaled(_site_kl(guide_trace.nodes[name], site), site)
-        log_likelihood, kl = log_likelihood / batch.n_total, kl / batch.n_total
+                cost = _site_kl(guide_trace.nodes[name], site)
+            costs.append(_scaled(cost, site, batch))
+        log_likelihood, kl = _sum(fits, batch), _sum(costs, batch)
         charged = torch.clamp(kl, min=self.free_bits) if self.free_bits else kl
-        return {"loss": self.beta * warmup * charged - log_likelihood, "log_likelihood": log_likelihood, "kl": kl}
+        weight = self.beta * warmup
+        weighted = charged if isinstance(weight, float) and weight == 1 else weight * charged
+        return {"loss": weighted - log_likelihood, "log_likelihood": log_likelihood, "kl": kl}
 
 
 @torch.no_grad()
@@ -88,13 +91,15 @@ def iwae_bound(model: PyroModule, guide: PyroModule, batch: Batch, n_samples: in
     return torch.stack(log_weights).logsumexp(0) - math.log(n_samples)
 
 
-def traces(model: PyroModule, guide: PyroModule, batch: Batch) -> tuple[poutine.Trace, poutine.Trace]:
-    """Guide trace, and the model's trace replayed against it."""
-    guide_trace = poutine.trace(_entry(guide)).get_trace(batch)
-    model_trace = poutine.trace(poutine.replay(_entry(model), trace=guide_trace)).get_trace(batch)
+def traces(model: PyroModule, guide: PyroModule, batch: Batch) -> tuple[Sites, Sites]:
+    """The guide's sites, and the model's replayed against them."""
+    with Sites() as guide_sites:
+        _entry(guide)(batch)
+    with Sites(guide_sites) as model_sites:
+        _entry(model)(batch)
     if is_validation_enabled():
-        check_model_guide_match(model_trace, guide_trace)
-    return guide_trace, model_trace
+        check_model_guide_match(cast(Any, model_sites), cast(Any, guide_sites))
+    return guide_sites, model_sites
 
 
 def _entry(module: PyroModule) -> Callable[..., Any]:
@@ -111,16 +116,24 @@ def _holds_sites(module: PyroModule) -> bool:
     return bool(module._pyro_samples or module._pyro_params) or any(_holds_sites(child) for child in children)
 
 
-def _scaled(values: Tensor, site: dict[str, Any]) -> Tensor:
+def _scaled(values: Tensor, site: dict[str, Any], batch: Batch) -> Tensor:
+    """Sum of a site's terms per profile of the full data, under the masks and scales in force."""
     if site["mask"] is not None:
         values = torch.where(site["mask"], values, values.new_zeros(()))
     scale = site["scale"]
-    return (values * scale).sum() if isinstance(scale, Tensor) else values.sum() * scale
+    if isinstance(scale, Tensor):
+        return (values * scale).sum() / batch.n_total
+    weight = scale * values.numel() / batch.n_total  # one, where nothing but the plate of profiles scales
+    return values.mean() if math.isclose(weight, 1.0, rel_tol=1e-12) else values.mean() * weight
+
+
+def _sum(terms: list[Tensor], batch: Batch) -> Tensor:
+    return sum(terms[1:], terms[0]) if terms else batch.index.new_zeros((), dtype=torch.get_default_dtype())
 
 
 def _site_kl(guide_site: Any, model_site: dict[str, Any]) -> Tensor:
     q, p = guide_site["fn"], model_site["fn"]
-    if isinstance(q, GAUSSIANS) and isinstance(p, Independent) and isinstance(p.base_dist, Normal):
+    if isinstance(q, GAUSSIANS) and isinstance(getattr(p, "base_dist", None), Normal):
         law = NoiseShift(p.base_dist.loc, p.base_dist.scale.log())
         return _cross_entropy(q.mean, q.variance, law).sum(-1) - q.entropy()
     try:
@@ -129,7 +142,7 @@ def _site_kl(guide_site: Any, model_site: dict[str, Any]) -> Tensor:
         return q.log_prob(guide_site["value"]) - p.log_prob(model_site["value"])
 
 
-def _kl_over_targets(model: Any, guide_trace: Any, nodes: dict[str, Any], batch: Batch) -> Tensor:
+def _kl_over_targets(model: Any, guide_trace: Sites, nodes: dict[str, Any], batch: Batch) -> Tensor:
     """``KL[q(z | x) ‖ p(z | e)]`` ``[n]`` in expectation over the environments' targets."""
     prior, q = model.prior, guide_trace.nodes["z"]["fn"]
     effects = {effect: nodes[f"env_{effect}"]["value"] for effect in prior.supports}
@@ -154,7 +167,7 @@ def _cross_entropy(mean: Tensor, variance: Tensor, law: NoiseShift) -> Tensor:
     return 0.5 * (math.log(2 * math.pi) + squared * (-2 * law.log_scale).exp()) + law.log_scale
 
 
-def _per_cell(trace: poutine.Trace) -> Tensor:
+def _per_cell(trace: Sites) -> Tensor:
     """Unscaled log density of the sites in the cells plate ``[n]``."""
-    nodes: dict[str, Any] = trace.nodes
-    return sum(site["fn"].log_prob(site["value"]) for site in nodes.values() if is_random(site) and in_cells(site))
+    chosen = [site for site in trace.nodes.values() if is_random(site) and in_cells(site)]
+    return cast(Tensor, sum(site["fn"].log_prob(site["value"]) for site in chosen))

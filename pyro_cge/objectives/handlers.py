@@ -26,6 +26,33 @@ class Drawn(Messenger):
             (self.cells if in_cells(msg) else self.shared)[msg["name"]] = msg["value"]
 
 
+class Sites(Messenger):
+    """Every sample site of a program by name (``nodes``), its latent ones replayed from ``given``.
+
+    What ``poutine.trace(poutine.replay(program, given))`` records, in one handler that keeps nothing else. Handlers
+    entered before it, and those the program enters, act as they do around Pyro's two.
+    """
+
+    def __init__(self, given: Sites | None = None) -> None:
+        super().__init__()
+        self.given = {} if given is None else given.nodes
+        self.nodes: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        site = self.given.get(msg["name"])
+        if site is not None and not msg["is_observed"]:
+            if site["is_observed"]:
+                raise RuntimeError(f"site {msg['name']!r} is latent in the model but observed in the guide")
+            msg["done"], msg["value"], msg["infer"] = True, site["value"], site["infer"]
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name in self.nodes:
+            raise RuntimeError(f"two sample sites are named {name!r}")
+        if not msg["infer"].get("_do_not_trace"):
+            self.nodes[name] = msg.copy()
+
+
 class ScaledMean(Messenger):
     """Multiplies the mean of the observed expression by a dummy scale a profile, ``scale [n]``.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data.environment import Batch
 from ..errors import ConfigError
-from .elbo import Elbo
+from .elbo import Elbo, _entry
 from .handlers import Drawn
 
 
@@ -69,7 +69,7 @@ class Mmd(nn.Module):
         with Drawn() as drawn:
             terms = self.base(model, guide, batch, warmup=warmup)
         assert batch.x is not None
-        y = poutine.condition(model, data=drawn.shared)(batch.unobserved())
+        y = poutine.condition(_entry(model), data=drawn.shared)(batch.unobserved())
         discrepancy = mmd(batch.x, y, batch.env, self.bandwidths)
         return {**terms, "loss": terms["loss"] + self.weight * warmup * discrepancy, "mmd": discrepancy}
 

@@ -70,7 +70,7 @@ def interventions(
         drawn = list(axes)
         if len(drawn) != len(panels):
             raise ValueError(f"axes must be {len(panels)} Axes (one a panel: {', '.join(panels)}), got {len(drawn)}")
-    limit = _colour_limit(torch.stack([p.loc[rows] for p in panels.values()]))
+    limit = colour_limit(torch.stack([p.loc[rows] for p in panels.values()]))
     handles = {}
     for ax, (title, shift) in zip(drawn, panels.items(), strict=True):
         values = shift.loc[rows].numpy()
@@ -283,7 +283,7 @@ def _order(shift: NoiseShift, max_envs: int) -> Tensor:
     return chosen[(strongest * 1e6 + size.clamp(-1e5, 1e5)).argsort(stable=True)] if len(chosen) else torch.arange(0)
 
 
-def _colour_limit(loc: Tensor) -> float:
+def colour_limit(loc: Tensor) -> float:
     """Where colours saturate: 1.5 times what nine in ten environments stay below, the largest shift if that is less."""
     strongest = loc.abs().amax(-1).flatten().double().numpy()
     moved = strongest[strongest > 1e-3 * strongest.max(initial=0.0)]

@@ -15,8 +15,8 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from ..sites import layer_site
+from ..errors import check_positive
+from ..sites import deterministic, layer_site
 from . import graphs
 from .mechanisms import LinearMechanism, Mechanism
 
@@ -53,8 +53,8 @@ class LatentSCM(nn.Module):
         own_noise: float | None = None,
     ) -> None:
         super().__init__()
-        if own_noise is not None and not own_noise > 0:
-            raise ConfigError(f"own_noise must be a positive standard deviation or None, got {own_noise}")
+        if own_noise is not None:
+            check_positive(own_noise=own_noise)
         self._graph = graph
         self.d = len(graph)
         self.layers = graphs.layers(graph)
@@ -118,7 +118,7 @@ class LatentSCM(nn.Module):
 
     def _causes(self, z: Tensor, own_noise: bool = False) -> Tensor:
         ordered = z if self._trivial else z.index_select(-1, self.order)
-        noises = ordered.split(self._widths, -1)
+        noises = ordered.split(self._widths, -1) if len(self._widths) > 1 else (ordered,)
         done: list[Tensor] = []
         for layer, (nodes, noise) in enumerate(zip(self.layers, noises, strict=True)):
             parents = _join(done) if done else noise[..., :0]
@@ -180,9 +180,4 @@ def assign(layer: int, value: Tensor, inputs: LayerInputs, own_noise: Tensor | N
         return pyro.sample(
             layer_site(layer), dist.Normal(value, own_noise).to_event(1), infer=cast(Any, {"layer": inputs})
         )
-    return pyro.sample(
-        layer_site(layer),
-        dist.Delta(value, event_dim=1).mask(False),
-        obs=value,
-        infer=cast(Any, {"_deterministic": True, "layer": inputs}),
-    )
+    return deterministic(layer_site(layer), value, layer=inputs)

@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ..errors import ConfigError, check_sizes
 from ..sites import layer_site
 from . import graphs
 from .gates import Gates
@@ -53,13 +54,16 @@ class LearnedSCM(LatentSCM):
         probability: float = 0.3,
         order: list[int] | None = None,
     ) -> None:
+        check_sizes(d=d)
         super().__init__(graphs.empty(d))
         self.layers = [[j] for j in range(d)]  # as many as latents; which one comes when is learned
         self.mechanism = mechanism(1 - torch.eye(d))
         off_diagonal = ~torch.eye(d, dtype=torch.bool)
         self.edges = Gates("edge", "latents", (d, d), probability, off_diagonal)
+        if order is not None and sorted(order) != list(range(d)):
+            raise ConfigError(f"order must have each of the {d} latents once, got {order}")
         start = torch.zeros(d)
-        start[torch.tensor(order if order is not None else range(d))] = torch.linspace(-1, 1, d) if d > 1 else start
+        start[torch.tensor(order if order is not None else range(d))] = torch.linspace(-1, 1, d) if d > 1 else 0.0
         if order is None:
             self.potential = nn.Parameter(start)
         else:

@@ -8,6 +8,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..errors import DataError
+from .normal import DiagonalNormal
+
 
 @dataclass(frozen=True, eq=False)
 class NoiseShift:
@@ -27,7 +30,7 @@ class NoiseShift:
 
     def __post_init__(self) -> None:
         if self.loc.shape != self.log_scale.shape or self.loc.dim() < 2:
-            raise ValueError(
+            raise DataError(
                 "NoiseShift needs loc and log_scale of one shape [..., E, d], "
                 f"got {tuple(self.loc.shape)} and {tuple(self.log_scale.shape)}"
             )
@@ -61,7 +64,7 @@ class NoiseShift:
         """Distribution of ``z [..., n, d]`` for profiles in environments ``env [n]`` (event dimension 1)."""
         # Exponentials before rows are repeated: there are fewer environments than profiles.
         loc, scale = (values.index_select(-2, env) for values in (self.loc, self.scale))
-        return dist.Normal(loc, scale).to_event(1)
+        return DiagonalNormal(loc, scale)
 
     def strength(self) -> Tensor:
         """``KL(N(loc, scale²) ‖ N(0, 1))`` per environment and latent ``[..., E, d]``, in nats.

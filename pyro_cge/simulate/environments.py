@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from ..data.environment import EnvironmentData
-from ..errors import ConfigError
+from ..errors import ConfigError, check_seed, check_sizes
 from ..scm.handlers import in_force
 from ..scm.shifts import NoiseShift
 
 Kind = Literal["shift", "scale", "hard", "mechanism"]
+LARGE = 1e12  # sizes of interventions beyond it are mistakes, and would not survive float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +124,12 @@ def random_shifts(
     """
     if (variance is None) == (sd is None):
         raise ConfigError("random_shifts needs exactly one of variance and sd")
-    sd = math.sqrt(variance) if variance is not None else float(sd)  # type: ignore[arg-type]
+    check_sizes(n_latents=n_latents, n_environments=n_environments)
+    check_seed(seed)
+    size = variance if sd is None else sd
+    if size is None or not 0 <= size < LARGE:
+        raise ConfigError(f"variance or sd must be 0 or more, and finite; got {size}")
+    sd = math.sqrt(size) if sd is None else float(sd)
     rng = np.random.default_rng(seed)
     target = rng.integers(n_latents, size=n_environments)
     if cover:
@@ -140,9 +146,12 @@ def one_per_latent(n_latents: int, *, kind: Kind = "shift", value: float = 3.0, 
     ``value`` is the offset (``shift``), the factor on the noise sd (``scale``), the value set (``hard``) or the
     multiplier on the parents' contribution (``mechanism``).
     """
+    check_sizes(n_latents=n_latents)
     eye = torch.eye(n_latents)
     if control:
         eye = torch.cat([torch.zeros(1, n_latents), eye])
+    if not abs(value) < LARGE:
+        raise ConfigError(f"value must be finite, got {value}")
     zeros = torch.zeros_like(eye)
     setting = torch.where(eye.bool(), torch.full_like(eye, value), torch.full_like(eye, torch.nan))
     names = ["control"] * control + [f"{kind} {j}" for j in range(n_latents)]
@@ -176,6 +185,10 @@ def multi_target(
     low, high = n_targets
     if not 1 <= low <= high <= n_latents:
         raise ConfigError(f"n_targets must satisfy 1 <= low <= high <= {n_latents}, got {n_targets}")
+    check_sizes(n_latents=n_latents, n_environments=n_environments)
+    check_seed(seed)
+    if not (abs(loc) < LARGE and 0 <= sd < LARGE):
+        raise ConfigError(f"loc and sd must be finite, and sd 0 or more; got {loc} and {sd}")
     rng = np.random.default_rng(seed)
     mask = np.zeros((n_environments, n_latents), dtype=np.float32)
     for row in mask:
@@ -229,7 +242,9 @@ def graded_doses(
     dose range and ``h ~ U(1, 2)``, one triple a drug. The table has columns ``perturbagen`` and ``dose`` (µM).
     """
     dose = np.asarray(doses, dtype=float)
-    if not (dose > 0).all():
+    check_sizes(n_latents=n_latents, n_drugs=n_drugs)
+    check_seed(seed)
+    if not (dose.size and (dose > 1 / LARGE).all() and (dose < LARGE).all()):
         raise ConfigError(f"doses must be positive concentrations in µM, got {list(doses)}")
     rng = np.random.default_rng(seed)
     target, emax = rng.integers(n_latents, size=n_drugs), rng.normal(0, max_effect_sd, n_drugs)

@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, check_seed, check_sizes
 from ..models.decoders import Decoder, LinearDecoder
 from ..models.likelihoods import GaussianLikelihood, Likelihood, PoissonLikelihood
 from ..scm import graphs
@@ -74,6 +74,8 @@ def sparse_shift(
     low, high = n_targets
     if not 1 <= low <= high:
         raise ConfigError(f"n_targets must satisfy 1 <= low <= high, got {n_targets}")
+    check_sizes(n_latents=n_latents, n_genes=n_genes, n_environments=n_environments)
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     mask = np.zeros((n_environments, n_latents), dtype=bool)
     for row in mask:
@@ -129,6 +131,10 @@ def additive_sparse(
     """
     if not 0 < noise < 1:
         raise ConfigError(f"noise is a share of a gene's variance, between 0 and 1, got {noise}")
+    if not 0 <= probability <= 1:
+        raise ConfigError(f"probability must lie between 0 and 1, got {probability}")
+    check_sizes(n_latents=n_latents, n_genes=n_genes, n_environments=n_environments)
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     mask = rng.random((n_environments, n_latents)) < probability
     mask[0] = False

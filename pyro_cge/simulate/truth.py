@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..data.environment import Batch, EnvironmentData, Truth
-from ..errors import ConfigError
+from ..errors import ConfigError, check_seed, check_sizes
 from ..models.cell import CellModel
 from ..models.decoders import Decoder, MechanismDecoder
 from ..models.priors import TablePrior
@@ -200,6 +200,8 @@ def simulator(
     environments : Environments, optional
         Default: the reference environment alone.
     """
+    check_sizes(n_latents=n_latents, n_genes=n_genes)
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     if isinstance(graph, str):

@@ -1,9 +1,16 @@
-"""Weights and checkpoints on disk: safetensors with a JSON manifest inside, written so that a kill loses nothing."""
+"""Weights and checkpoints on disk: safetensors with a JSON manifest inside, written so that a kill loses nothing.
+
+The manifest holds format, package versions, version of the site table, what the writer adds, and ``sha256`` of all that
+and of the tensors, which is checked whenever the file is read.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +19,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .. import sites
+from ..data.environment import some
 from ..data.files import replacing
 from ..errors import CheckpointError, DataError
 
-FORMAT = 1
+FORMAT = 2
+PACKAGES = ("pyro-cge", "torch", "pyro-ppl", "numpy", "pandas", "anndata")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the packages a fit depends on."""
+    return {name: version(name) for name in PACKAGES}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -30,10 +46,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_bytes(content)
-    except (OSError, DataError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    except OSError as error:
         raise CheckpointError(
-            f"cannot write {path}: {reason}. Choose a folder you may write to, with enough space."
+            f"cannot write {path}: {error.strerror or error}. Choose a folder you may write to, with enough space."
         ) from error
 
 
@@ -42,22 +59,41 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, (json.dumps(content, indent=2, default=str) + "\n").encode())
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON manifest as one safetensors file, atomically."""
-    flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    # safetensors refuses tensors that share memory; a copy of each keeps tied weights simple.
-    flat = {name: value.clone() for name, value in flat.items()}
-    header = {"format": FORMAT, **manifest}
-    write_atomically(Path(path), save(flat, metadata={"pyro_cge": json.dumps(header)}))
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and manifest of a file written by :func:`save_tensors`. Nothing is ever unpickled.
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a run folder.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, truncated, of another kind (a pickled ``.pt``, say) or of a newer format.
+        If it cannot be read or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path} ({error}): restore it, or start again in another folder") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, found {type(content).__name__}: restore it")
+    return content
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON manifest as one safetensors file, atomically."""
+    # safetensors refuses tensors that share memory; a copy of each keeps tied weights simple.
+    flat = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    header = {**manifest, "format": FORMAT, "sites": sites.VERSION, "versions": versions()}
+    header["sha256"] = _sha256(flat, header)
+    # One entry: safetensors keeps several in no order, and the same fit shall be the same bytes.
+    write_atomically(Path(path), save(flat, metadata={"pyro_cge": json.dumps(header)}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and manifest of a file written by :func:`save_tensors`, in today's format. Nothing is ever unpickled.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, truncated, of another kind (a pickled ``.pt``, say), of an unknown format or site table,
+        or no longer what was written (its hash differs).
     """
     path = Path(path)
     if not path.exists():
@@ -66,29 +102,76 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"cannot read {path}: it is a folder, expected a .safetensors file")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            header = (file.metadata() or {}).get("pyro_cge")
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        with path.open("rb") as file_bytes:
-            start = file_bytes.read(4)
-        kind = (
-            "a pickled or zipped PyTorch file, which is refused because unpickling runs code"
-            if (start[:2] in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"))
-            else "not a complete safetensors file"
-        )
-        raise CheckpointError(f"cannot read {path}: it is {kind} ({error})") from error
-    if header is None:
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"cannot read {path}: {_kind(path)} ({error})") from error
+    if "pyro_cge" not in metadata:
         raise CheckpointError(f"{path} is a safetensors file, but not one of pyro_cge (no manifest in its header)")
     try:
-        manifest = json.loads(header)
-        newer = int(manifest["format"]) > FORMAT
-    except (ValueError, TypeError, KeyError) as error:
+        manifest = json.loads(metadata["pyro_cge"])
+        written_as = int(manifest["format"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"cannot read {path}: the manifest in its header is damaged ({error!r})") from error
-    if newer:
+    if written_as > FORMAT:
+        raise CheckpointError(f"{path} has format {written_as}, this version reads up to {FORMAT}: upgrade pyro_cge")
+    said = manifest.pop("sha256", None)
+    if (written_as > 1 or said) and said != _sha256(tensors, manifest):  # format 1 had none
         raise CheckpointError(
-            f"{path} has format {manifest['format']}, this version reads up to {FORMAT}: upgrade pyro_cge"
+            f"{path} is not what was written: its SHA-256 differs from the one in its header. The file is damaged or was "
+            "edited; copy it again from where it came, or fit again"
+        )
+    for number in range(written_as, FORMAT):
+        if number not in MIGRATIONS:
+            raise CheckpointError(f"{path} has format {written_as}, which this version no longer reads: fit again")
+        manifest = MIGRATIONS[number](manifest)
+    if manifest.get("sites") != sites.VERSION:
+        raise CheckpointError(
+            f"{path} was fitted under version {manifest.get('sites')} of the table of sample sites, this is version "
+            f"{sites.VERSION}: use the pyro_cge it was written with ({manifest.get('versions')}), or fit again"
         )
     return tensors, manifest
+
+
+def _from_format_1(manifest: dict[str, Any]) -> dict[str, Any]:
+    """No hash, and no version of the site table, of which there was only the first."""
+    return {"versions": {}, **manifest, "format": 2, "sites": 1}
+
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_format_1}
+"""From a format to the next."""
+
+
+def _sha256(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> str:
+    """Of the manifest as JSON, then of name, dtype, shape and bytes of each tensor, in the order of names."""
+    sha = hashlib.sha256(json.dumps(manifest).encode())
+    for name, value in sorted(tensors.items()):
+        sha.update(f"\n{name} {value.dtype} {list(value.shape)}\n".encode())
+        sha.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _kind(path: Path) -> str:
+    """What a file that is no safetensors file seems to be."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError:
+        return "it cannot be opened"
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        return "it is a pickled or zipped PyTorch file, which is refused because unpickling runs code"
+    return "it is not a complete safetensors file"
+
+
+def name_differences(field: str, theirs: list[str], mine: list[str]) -> list[str]:
+    """What differs between names then and now: those missing, those new, or their order."""
+    here, there = set(mine), set(theirs)
+    changes = {
+        f"{field} no longer there": [name for name in theirs if name not in here],
+        f"new {field}": [name for name in mine if name not in there],
+    }
+    found = [f"{change}: {some(names)}" for change, names in changes.items() if names]
+    return found or [f"{field} in another order"] * (theirs != mine)
 
 
 def load_into(modules: Mapping[str, torch.nn.Module], tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,18 +19,22 @@ from torch import nn
 
 from ..data.align import align
 from ..data.environment import EnvironmentData
+from ..data.files import clear_leftovers
+from ..data.profiles import Profiles
 from ..data.standardize import Standardizer
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, check_seed
 from ..guides.amortized import AmortizedGuide
 from ..guides.refined import RefinedGuide
 from ..models.cell import CellModel
 from ..objectives.elbo import Elbo
 from ..posterior import Posterior
 from ..seeds import isolated
+from .compiled import Precision, checked_precision, compiled, in_bf16
+from .distributed import joined
 from .loop import Objective, evaluate, train_epoch
 from .progress import EpochProgress
 from .schedule import Schedule, rate_factor
-from .state import TrainingState, get_rng, set_rng
+from .state import TrainingState
 
 
 @dataclass(eq=False)
@@ -61,7 +67,7 @@ class Fit:
     train_rows: np.ndarray = field(default_factory=lambda: np.empty(0, int))
     valid_rows: np.ndarray = field(default_factory=lambda: np.empty(0, int))
 
-    def posterior(self, data: EnvironmentData, *, refine: int = 0) -> Posterior:
+    def posterior(self, data: Profiles, *, refine: int = 0) -> Posterior:
         """Posterior of latents and interventions for ``data`` (in raw units, genes in any order).
 
         ``refine`` gradient steps improve each profile's posterior beyond what the encoder says
@@ -74,7 +80,7 @@ class Fit:
 def fit(
     model: CellModel,
     guide: AmortizedGuide,
-    data: EnvironmentData,
+    data: Profiles,
     *,
     objective: Objective | None = None,
     epochs: int = 200,
@@ -84,7 +90,7 @@ def fit(
     kl_warmup: int = 10,
     kl_start: float = 0.0,
     clip: float = 100.0,
-    validation: float | EnvironmentData | None = 0.1,
+    validation: float | Profiles | None = 0.1,
     patience: int | None = 30,
     standardize: bool = True,
     seed: int = 0,
@@ -95,11 +101,15 @@ def fit(
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: bool | None = None,
+    compile: bool = False,
+    precision: Precision = "float32",
 ) -> Fit:
     """Train a model and guide by stochastic variational inference.
 
     Parameters
     ----------
+    data : EnvironmentData or StreamedData
+        In memory, or read from disk as training goes on (:func:`~pyro_cge.data.opening.stream`).
     objective : callable
         Default :class:`~pyro_cge.objectives.elbo.Elbo`. Where it is an ``nn.Module`` with parameters of its own (a
         critic, say) they are trained with the model's, in place.
@@ -115,7 +125,7 @@ def fit(
         half of the epochs), latents that others make redundant are dropped while that is still easy.
     clip : float
         Largest norm of the gradient (of the loss per profile); larger ones are scaled down.
-    validation : float, EnvironmentData or None
+    validation : float, data or None
         Held-out data for early stopping. A fraction holds out whole environments where they have features (so the
         prior is judged on environments it never saw), and profiles of every environment where they have none.
     patience : int or None
@@ -124,8 +134,8 @@ def fit(
     standardize : bool
         Give each gene mean 0 and sd 1 over the training part. Counts, under a likelihood of counts, stay as they are.
     seed : int
-        The run is a function of it (on one machine) and of the weights that come in. The caller's random state is
-        left alone.
+        The run is a function of it (on one machine) and of the weights that come in: order and noise of an epoch
+        follow from seed and epoch. The caller's random state is left alone.
     on_epoch : callable, optional
         Called with the epoch number before it starts, e.g. to anneal a temperature.
     on_record : callable, optional
@@ -134,6 +144,15 @@ def fit(
         File rewritten atomically after every epoch; with ``resume=True`` training continues from it bit for bit.
     progress : bool, optional
         Progress bar with loss and time left; default: only on a terminal.
+    compile : bool
+        Run encoders, decoders and other networks as ``torch.compile`` makes them. The same numbers up to rounding; pays
+        where networks have many small operations, not where Pyro or large matrix products take the time.
+    precision : {"float32", "bf16"}
+        In "bf16" networks compute in bfloat16, on a GPU or a CPU that has it; weights, laws and sums stay float32.
+
+    Under ``torchrun`` the processes train one model (:class:`~pyro_cge.train.distributed.World`): batches are those of
+    one process, ``batch_size`` profiles, of which each gets its part. The first process alone writes the checkpoint,
+    shows progress and calls ``on_record``; all return the same fit.
 
     Returns
     -------
@@ -147,8 +166,8 @@ def fit(
         For unusable data, settings, or a checkpoint of another run.
     """
     _check_settings(epochs=epochs, batch_size=batch_size, lr=lr, clip=clip, patience=patience, kl_warmup=kl_warmup)
+    check_seed(seed)
     objective = Elbo() if objective is None else objective
-    device = torch.device(device) if device is not None else _device_of(model)
     settings = {
         "objective": _described(objective),
         "optimizer": "default" if optimizer is None else _described(optimizer),
@@ -160,69 +179,73 @@ def fit(
         "kl_warmup": kl_warmup,
         "kl_start": kl_start,
         "clip": clip,
-        "validation": validation
-        if isinstance(validation, float)
-        else None
-        if validation is None
-        else validation.digest,
+        "validation": validation if isinstance(validation, int | float | None) else validation.digest,
         "patience": patience,
         "standardize": standardize,
         "seed": seed,
+        "compile": compile or None,  # None, as in checkpoints from before there was a choice
+        "precision": None if checked_precision(precision) == "float32" else precision,
         "data": data.digest,
+        "shuffling": data.shuffling,
     }
     train_rows, valid_rows = _hold_out(data, validation, seed)
     train = data.rows(train_rows) if len(valid_rows) else data
-    valid = validation if isinstance(validation, EnvironmentData) else data.rows(valid_rows)
-    valid = align(valid, data.schema())
+    valid = align(data.rows(valid_rows) if isinstance(validation, int | float | None) else validation, data.schema())
     likelihood = model.decoder.likelihood
-    likelihood.check(train.x)
+    for x in train.blocks() if likelihood.counts else ():
+        likelihood.check(x)
     scaled = standardize and not likelihood.counts
     scaler = Standardizer.fit(train) if scaled else Standardizer.identity(data.gene_names)
-    train, valid = scaler.transform(train).to(device), scaler.transform(valid).to(device)
+    if resume and checkpoint is None:
+        raise ConfigError("resume=True needs the checkpoint file to resume from: pass checkpoint=")
     steps = -(-train.n // batch_size)  # an epoch
-    model.to(device), guide.to(device)
-
-    modules: dict[str, nn.Module] = {"model": model, "guide": guide}
-    if isinstance(objective, nn.Module):
-        modules["objective"] = objective.to(device)
-    parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
-    adam = torch.optim.Adam(parameters, lr=lr, fused=True) if optimizer is None else optimizer(parameters)
-    base_rates = [group["lr"] for group in adam.param_groups]
-    state = TrainingState(modules, adam)
-    if resume:
-        if checkpoint is None:
-            raise ConfigError("resume=True needs the checkpoint file to resume from: pass checkpoint=")
-        if Path(checkpoint).exists():
-            state.load(Path(checkpoint), settings)
 
     with ExitStack() as stack:
-        stack.enter_context(isolated(seed))
+        world = stack.enter_context(joined())
         stack.enter_context(pyro.validation_enabled(False))
-        bar = stack.enter_context(EpochProgress(epochs, state.epoch, progress))
-        if state.rng is not None:
-            set_rng(state.rng, device)
+        device = world.device(_device(device) if device is not None else _device_of(model))
+        train, valid = scaler.transform(train).to(device), scaler.transform(valid).to(device)
+        modules: dict[str, nn.Module] = {"model": model.to(device), "guide": guide.to(device)}
+        if isinstance(objective, nn.Module):
+            modules["objective"] = objective.to(device)
+        if precision == "bf16":
+            stack.enter_context(in_bf16(modules.values(), device))
+        if compile:
+            stack.enter_context(compiled(modules.values(), device))
+        parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
+        adam = torch.optim.Adam(parameters, lr=lr, fused=True) if optimizer is None else optimizer(parameters)
+        base_rates = [group["lr"] for group in adam.param_groups]
+        state = TrainingState(modules, adam, data.schema())
+        if resume and checkpoint is not None:
+            world.once(partial(_resume, state, Path(checkpoint), settings))
+        world.share(state, settings)
+        bar = stack.enter_context(EpochProgress(epochs, state.epoch, progress if world.first else False))
         for epoch in range(state.epoch, epochs):
             if state.exhausted(patience, kl_warmup):
                 break
-            if on_epoch is not None:
-                on_epoch(epoch)
             started = time.perf_counter()
             warmup = kl_start + (1 - kl_start) * min(1.0, (epoch + 1) / kl_warmup) if kl_warmup else 1.0
-            row: dict[str, float] = {"epoch": epoch}
             rates = [
                 [base * rate_factor(schedule, epoch * steps + i, epochs * steps) for base in base_rates]
                 for i in range(steps)
             ]
-            row |= train_epoch(modules, objective, adam, train, batch_size, rates, warmup, clip, parameters, epoch)
+            row: dict[str, float] = {"epoch": epoch}
+            with isolated(seed, f"epoch {epoch}"):
+                if on_epoch is not None:
+                    on_epoch(epoch)
+                row |= train_epoch(
+                    modules, objective, adam, train, batch_size, rates, warmup, clip, parameters, epoch, world
+                )
             if valid.n:
-                row |= {f"valid_{k}": v for k, v in evaluate(model, guide, valid, objective, seed=seed).items()}
+                held_out = evaluate(model, guide, valid, objective, seed=seed, world=world)
+                row |= {f"valid_{name}": value for name, value in held_out.items()}
             row["seconds"] = time.perf_counter() - started
             state.record(row)
             bar.update(row)
-            if on_record is not None:
+            if world.first and on_record is not None:
                 on_record(row)
-            if checkpoint is not None:
-                state.save(Path(checkpoint), settings, get_rng(device))
+            if world.first and checkpoint is not None:
+                state.save(Path(checkpoint), settings)
     state.restore_best()
     return Fit(
         model,
@@ -237,19 +260,23 @@ def fit(
     )
 
 
+def _resume(state: TrainingState, checkpoint: Path, settings: Mapping[str, Any]) -> None:
+    clear_leftovers(checkpoint.parent, checkpoint.name)
+    if checkpoint.exists():
+        state.load(checkpoint, settings)
+
+
 def _described(part: object) -> str:
     """A name that is the same in every process: the repr, unless it holds a memory address."""
     text = repr(part)
     return text if " at 0x" not in text else str(getattr(part, "__qualname__", type(part).__qualname__))
 
 
-def _hold_out(
-    data: EnvironmentData, validation: float | EnvironmentData | None, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _hold_out(data: Profiles, validation: float | Profiles | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
     everything, nothing = np.arange(data.n), np.empty(0, int)
     if not data.n:
         raise DataError("the data have no profiles to train on; check the filters or the split")
-    if validation is None or isinstance(validation, EnvironmentData):
+    if not isinstance(validation, int | float):
         return everything, nothing
     if not 0 < validation < 1:
         raise ConfigError(f"validation is a fraction between 0 and 1, data, or None; got {validation}")
@@ -274,8 +301,18 @@ def _check_settings(**settings: float | None) -> None:
         low = 0 if name == "kl_warmup" else 1 if name in ("epochs", "batch_size", "patience") else None
         if value is None:
             continue
-        if (low is not None and value < low) or (low is None and not value > 0):
-            raise ConfigError(f"{name} must be {'positive' if low is None else f'at least {low}'}, got {value}")
+        if (low is not None and value < low) or (low is None and not 0 < value < math.inf):
+            raise ConfigError(
+                f"{name} must be {'positive and finite' if low is None else f'at least {low}'}, got {value}"
+            )
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, ValueError) as error:  # no such kind, not compiled in, not there
+        raise ConfigError(f"no device {str(name)!r} here: {str(error).splitlines()[0]}") from error
 
 
 def _device_of(module: nn.Module) -> torch.device:

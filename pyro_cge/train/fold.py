@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..data.environment import EnvironmentData
+from ..data.profiles import Profiles
 from ..errors import ConfigError
 from ..guides.amortized import LOG_SCALE_RANGE, AmortizedGuide
 from ..guides.conditioning import OnShift
@@ -50,7 +50,7 @@ def check_foldable(model: CellModel, guide: AmortizedGuide) -> None:
 
 @torch.no_grad()
 def fold(
-    model: CellModel, guide: AmortizedGuide, data: EnvironmentData, centre: Tensor, matrix: Tensor, loc: Tensor
+    model: CellModel, guide: AmortizedGuide, data: Profiles, centre: Tensor, matrix: Tensor, loc: Tensor
 ) -> tuple[CellModel, AmortizedGuide]:
     """Copies of model and guide in the coordinates ``z' = (z − centre) @ matrix``.
 
@@ -61,7 +61,7 @@ def fold(
 
     Parameters
     ----------
-    data : EnvironmentData
+    data : EnvironmentData or StreamedData
         Standardised as in training.
     centre : Tensor ``[d]``
     matrix : Tensor ``[d, d]``
@@ -95,7 +95,7 @@ def _turn_rows(weight: Tensor, bias: Tensor, centre: Tensor, matrix: Tensor) -> 
     bias.copy_((bias.double() - centre) @ matrix)
 
 
-def _turn_posterior_scales(guide: AmortizedGuide, data: EnvironmentData, matrix: Tensor) -> None:
+def _turn_posterior_scales(guide: AmortizedGuide, data: Profiles, matrix: Tensor) -> None:
     d, width = guide.d, guide.head.in_features + 1
     gram, products = matrix.new_zeros(width, width), matrix.new_zeros(width, d)
     for batch in data.batches(BATCH):
@@ -106,7 +106,7 @@ def _turn_posterior_scales(guide: AmortizedGuide, data: EnvironmentData, matrix:
     _set_rows(guide.head, slice(d, 2 * d), torch.linalg.pinv(gram, hermitian=True) @ products)
 
 
-def _turn_prior(prior: DensePrior, data: EnvironmentData, centre: Tensor, matrix: Tensor, loc: Tensor) -> None:
+def _turn_prior(prior: DensePrior, data: Profiles, centre: Tensor, matrix: Tensor, loc: Tensor) -> None:
     d, network = prior.d, prior.network
     everything = data.cells(torch.arange(data.n_envs, device=data.env.device))
     scales = _environment_scales(network(everything)[:, d:].double(), matrix) if prior.moves == "both" else None
@@ -136,7 +136,7 @@ def _last_layer(network: EnvironmentNetwork) -> nn.Linear:
     return cast(nn.Linear, cast(nn.Sequential, network.network)[-1])
 
 
-def _last_hidden(network: EnvironmentNetwork, data: EnvironmentData) -> Tensor:
+def _last_hidden(network: EnvironmentNetwork, data: Profiles) -> Tensor:
     body = cast(nn.Sequential, network.network)[:-1]
     return _with_ones(body(cast(Tensor, data.env_features)).double())
 

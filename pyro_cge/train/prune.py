@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.align import align
-from ..data.environment import EnvironmentData
+from ..data.profiles import Profiles
 from ..errors import ConfigError
 from ..models.priors import DensePrior
 from ..scm.latent import LatentSCM
@@ -64,7 +64,7 @@ def redundancy(z: Tensor, seed: int = 0) -> Tensor:
     return torch.stack(shares).clamp_min(0)
 
 
-def superfluous(fit: Fit, data: EnvironmentData, threshold: float = REDUNDANT) -> list[int]:
+def superfluous(fit: Fit, data: Profiles, threshold: float = REDUNDANT) -> list[int]:
     """Latents that have collapsed to the prior, and those the others predict with R² above ``threshold``.
 
     The most predictable goes first, and the rest are judged again without it: of two latents that predict each other one

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..data.align import align
-from ..data.environment import EnvironmentData
+from ..data.profiles import Profiles
 from ..errors import ConfigError, DataError
 from ..seeds import isolated
 from .fit import Fit
@@ -194,14 +194,14 @@ def find_rotation(
     )
 
 
-def rotation_of(fit: Fit, data: EnvironmentData, **options: object) -> Rotation:
+def rotation_of(fit: Fit, data: Profiles, **options: object) -> Rotation:
     """:func:`find_rotation` on the posterior means of a fit; ``options`` are passed on.
 
     Parameters
     ----------
     fit : Fit
         With a dense prior and ``C = Z``.
-    data : EnvironmentData
+    data : EnvironmentData or StreamedData
         The profiles it was trained on, in raw units.
 
     Raises
@@ -226,7 +226,7 @@ def rotation_of(fit: Fit, data: EnvironmentData, **options: object) -> Rotation:
 
 def rotate(
     fit: Fit,
-    data: EnvironmentData,
+    data: Profiles,
     *,
     method: Method = "smooth_l1",
     restarts: int = 8,
@@ -251,7 +251,7 @@ def rotate(
     fit : Fit
         Of a ``CellModel`` with a :class:`~pyro_cge.models.priors.DensePrior` and no latent graph, a linear or MLP
         decoder, and an :class:`~pyro_cge.guides.amortized.AmortizedGuide`. Left as it is.
-    data : EnvironmentData
+    data : EnvironmentData or StreamedData
         The profiles it was trained on, in raw units.
     method, restarts, softness, seed
         See :func:`find_rotation`.
@@ -366,7 +366,7 @@ def _polar(matrix: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def posterior_moments(fit: Fit, data: EnvironmentData) -> tuple[Tensor, Tensor]:
+def posterior_moments(fit: Fit, data: Profiles) -> tuple[Tensor, Tensor]:
     """Posterior mean and variance of each profile's noise, ``[n, d]`` each, in float64."""
     device = next(fit.model.parameters()).device
     scaled = fit.scaler.transform(data).to(device)

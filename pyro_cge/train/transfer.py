@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..data.environment import EnvironmentData
+from ..data.profiles import Profiles
 from ..errors import ConfigError
 from ..guides.amortized import AmortizedGuide
 from ..models.cell import CellModel
@@ -21,7 +21,7 @@ from .prune import superfluous, without_latents
 from .rotation import rotate
 
 
-def transfer(fitted: Fit, prior: LatentPrior, data: EnvironmentData) -> Fit:
+def transfer(fitted: Fit, prior: LatentPrior, data: Profiles) -> Fit:
     """The same fit under another prior, which starts at the noise laws found so far.
 
     Typically after :func:`~pyro_cge.train.rotation.rotate`: the sparse prior starts with the right latents already
@@ -34,7 +34,7 @@ def transfer(fitted: Fit, prior: LatentPrior, data: EnvironmentData) -> Fit:
         Left as it is.
     prior : LatentPrior
         Untrained, of as many latents, made for the same environments.
-    data : EnvironmentData
+    data : EnvironmentData or StreamedData
         The data it was made for.
 
     Raises
@@ -56,7 +56,7 @@ def transfer(fitted: Fit, prior: LatentPrior, data: EnvironmentData) -> Fit:
 
 
 def rotate_and_refit(
-    dense: Fit, data: EnvironmentData, *, prior: Callable[[int], LatentPrior] | None = None, **options: Any
+    dense: Fit, data: Profiles, *, prior: Callable[[int], LatentPrior] | None = None, **options: Any
 ) -> Fit:
     """The whole step between a dense fit and a finished one: rotate, leave out superfluous latents, train on, rotate.
 
@@ -67,7 +67,7 @@ def rotate_and_refit(
     ----------
     dense : Fit
         With a :class:`~pyro_cge.models.priors.DensePrior` and a few more latents than needed. Left as it is.
-    data : EnvironmentData
+    data : EnvironmentData or StreamedData
         The profiles it was trained on.
     prior : callable, optional
         Number of latents kept → the sparse prior to end with (``lambda d: SpikeSlabPrior(data, d)``), trained on from there.
@@ -85,10 +85,10 @@ def rotate_and_refit(
 
 def choose_latents(
     build: Callable[[int], tuple[CellModel, AmortizedGuide]],
-    data: EnvironmentData,
+    data: Profiles,
     candidates: Sequence[int],
     *,
-    validation: float | EnvironmentData = 0.1,
+    validation: float | Profiles = 0.1,
     n_samples: int = 50,
     seed: int = 0,
     **options: Any,
@@ -105,7 +105,7 @@ def choose_latents(
         Number of latents → untrained model and guide, e.g.
         ``lambda d: environment_vae(data, d)``.
     candidates : sequence of int
-    validation : float or EnvironmentData
+    validation : float or data
         As for :func:`~pyro_cge.train.fit.fit`.
     n_samples : int
         Of the bound.
@@ -127,7 +127,7 @@ def choose_latents(
     for d in sizes:
         model, guide = build(d)
         fitted = fit(model, guide, data, validation=validation, seed=seed, **options)
-        held_out = validation if isinstance(validation, EnvironmentData) else data.rows(fitted.valid_rows)
+        held_out = data.rows(fitted.valid_rows) if isinstance(validation, int | float) else validation
         fits.append(fitted)
         bounds.append(fitted.posterior(held_out).log_evidence(n_samples, seed=seed).double().numpy())
     best = int(np.argmax([bound.mean() for bound in bounds]))

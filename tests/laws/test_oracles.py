@@ -180,7 +180,7 @@ class TestSoftmaxPrior:
         torch.testing.assert_close(loc[1:], self.raw[1:, :3] / 3, rtol=1e-4, atol=1e-5)
 
     def test_temperature_must_be_positive(self):
-        with pytest.raises(cge.errors.ConfigError, match="temperature must be positive, got 0"):
+        with pytest.raises(cge.errors.ConfigError, match="temperature must be positive and finite, got 0"):
             cge.SoftmaxPrior(data_of(), 3, temperature=0)
 
 

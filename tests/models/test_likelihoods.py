@@ -13,8 +13,8 @@ from scipy import stats
 import pyro_cge as cge
 from pyro_cge.config import RunConfig
 from pyro_cge.errors import ConfigError, DataError
-from pyro_cge.models.likelihoods import GeneNormal
 from pyro_cge.runs import build, load_fit, run
+from pyro_cge.scm.normal import DiagonalNormal
 
 G = 6
 
@@ -149,7 +149,7 @@ def test_what_is_refused(data):
 
 def test_the_gaussian_density_is_torchs_own():
     mean, scale, x = torch.randn(3, 4, 5), torch.rand(5) + 0.1, torch.randn(3, 4, 5)
-    ours, torchs = GeneNormal(mean, scale), dist.Normal(mean, scale).to_event(1)
+    ours, torchs = DiagonalNormal(mean, scale), dist.Normal(mean, scale).to_event(1)
     torch.testing.assert_close(ours.log_prob(x), torchs.log_prob(x))
     torch.testing.assert_close(ours.variance, torchs.variance)
     wider = ours.expand((2, 3, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import random
@@ -9,14 +10,31 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import pyro_cge as cge
+from pyro_cge import sites
+from pyro_cge.data.files import clear_leftovers
 from pyro_cge.errors import CheckpointError
-from pyro_cge.train.checkpoint import load_into, load_tensors, save_tensors, write_atomically, write_json
+from pyro_cge.runs import load_fit
+from pyro_cge.train.checkpoint import (
+    FORMAT,
+    load_into,
+    load_tensors,
+    name_differences,
+    save_tensors,
+    versions,
+    write_atomically,
+    write_json,
+)
+from pyro_cge.train.state import TrainingState
+
+FORMAT_1 = Path(__file__).with_name("format_1")  # a run folder written when the format was 1
 
 SETTINGS = {"batch_size": 64, "lr": 1e-2, "seed": 3, "kl_warmup": 2, "progress": False}
 
@@ -138,6 +156,111 @@ def test_another_model_is_refused_and_left_as_it_was(data, path):
     with pytest.raises(CheckpointError, match=r"another model, \d+ differences: .*shape.*expected"):
         cge.fit(model, guide, data, epochs=2, checkpoint=path, resume=True, **SETTINGS)
     assert same(before, weights_of(model, guide))
+
+
+def test_what_changed_in_the_data_is_listed(data, path):
+    run(data, 1, path)
+    names = ["new", *data.gene_names[1:]]
+    with pytest.raises(CheckpointError, match=f"genes no longer there: '{data.gene_names[0]}'; new genes: 'new'"):
+        run(replace(data, gene_names=names), 2, path, resume=True)
+    with pytest.raises(CheckpointError, match="genes in another order"):
+        run(data.genes(list(data.gene_names)[::-1]), 2, path, resume=True)
+
+
+def test_fewer_epochs_than_were_run_are_refused(data, path):
+    run(data, 3, path)
+    with pytest.raises(CheckpointError, match="3 epochs already"):
+        run(data, 2, path, resume=True)
+
+
+def test_resuming_clears_what_a_kill_left_behind(data, path):
+    run(data, 1, path)
+    (path.parent / f".{path.name}.abcd1234.tmp").write_bytes(b"half a")
+    (path.parent / ".another.abcd1234.tmp").write_bytes(b"not ours to remove")
+    run(data, 2, path, resume=True)
+    assert sorted(os.listdir(path.parent)) == [".another.abcd1234.tmp", path.name]
+    clear_leftovers(path.parent)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_differences_of_names():
+    assert name_differences("genes", ["a", "b"], ["a", "b"]) == []
+    assert name_differences("genes", ["a", "b"], ["b", "a"]) == ["genes in another order"]
+    assert name_differences("genes", ["a", "b"], ["b", "c"]) == ["genes no longer there: 'a'", "new genes: 'c'"]
+
+
+# Formats
+
+
+def test_the_manifest_says_what_it_takes_to_read_a_file(tmp_path):
+    save_tensors(tmp_path / "a", {"x": torch.zeros(2)}, {"kind": "thing"})
+    _, manifest = load_tensors(tmp_path / "a")
+    assert manifest == {"format": FORMAT, "sites": sites.VERSION, "versions": versions(), "kind": "thing"}
+    assert {"torch", "pyro-ppl", "pyro-cge"} <= set(versions())
+
+
+def test_files_of_format_1_still_load(data):
+    fit = load_fit(FORMAT_1)
+    stored = load_file(FORMAT_1 / "weights.safetensors")
+    for part in ("model", "guide"):
+        for name, value in getattr(fit, part).state_dict().items():
+            assert torch.equal(value, stored[f"{part}.{name}"])
+    assert len(fit.history) == 3 and list(fit.schema.gene_names) == [f"gene {k}" for k in range(4)]
+    _, manifest = load_tensors(FORMAT_1 / "checkpoint.safetensors")
+    adam = torch.optim.Adam([*fit.model.parameters(), *fit.guide.parameters()])
+    state = TrainingState({"model": fit.model, "guide": fit.guide}, adam)
+    state.load(FORMAT_1 / "checkpoint.safetensors", manifest["settings"])
+    assert state.epoch == 3 and manifest["format"] == FORMAT and manifest["sites"] == 1
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_format_nobody_reads_any_more_is_refused(tmp_path, number):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a", metadata={"pyro_cge": f'{{"format": {number}}}'})
+    with pytest.raises(CheckpointError, match="no longer reads"):
+        load_tensors(tmp_path / "a")
+
+
+def test_another_table_of_sites_is_refused(tmp_path, monkeypatch):
+    save_tensors(tmp_path / "a", {"x": torch.zeros(2)}, {})
+    monkeypatch.setattr(sites, "VERSION", 2)
+    with pytest.raises(CheckpointError, match="version 1 of the table of sample sites, this is version 2"):
+        load_tensors(tmp_path / "a")
+
+
+def test_the_table_of_sites_has_the_version_it_says():
+    """A change of the table needs a new version: raise it, then put the new hash here."""
+    digest = hashlib.sha256(repr(sorted(sites.SITES.items())).encode()).hexdigest()
+    assert (sites.VERSION, digest[:16]) == (1, "9be55148373a97bb")
+
+
+def test_every_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
+    path = tmp_path / "a"
+    tensors = {"w": torch.randn(3, 5), "n": torch.arange(4), "half": torch.randn(2).bfloat16()}
+    save_tensors(path, tensors, {"kind": "run", "genes": ["a", "b"], "lr": 0.01})
+    content, (_, manifest) = path.read_bytes(), load_tensors(path)
+    noticed = 0
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        try:
+            loaded, said = load_tensors(path)
+        except CheckpointError:
+            noticed += 1
+            continue
+        assert said == manifest and loaded.keys() == tensors.keys()
+        assert all(torch.equal(loaded[k], v) for k, v in tensors.items())
+    assert noticed > 0.9 * len(content)
+
+
+def test_a_flipped_bit_in_the_weights_names_file_and_fix(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, {"w": torch.ones(8)}, {})
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors is not what was written.*SHA-256.*copy it again"):
+        load_tensors(path)
 
 
 # Files

@@ -1,0 +1,30 @@
+"""The command that reports on runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .models import _read
+from .options import EnvKey, Out, app
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of them (of compare, of demo).")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="The data of the runs: adds effects, gene programmes and posterior checks."),
+    ] = None,
+    out: Out = Path("report.html"),
+    stream: Annotated[bool, typer.Option("--stream", help="For runs of pyro-cge fit --stream.")] = False,
+    env_key: EnvKey = None,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+) -> None:
+    """Write a report on runs: one HTML file that needs no network, for screens, phones and print."""
+    from ..report import write
+
+    path = write(runs, out, None if data is None else _read(data, env_key, stream), title=title)
+    typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")

@@ -1,0 +1,69 @@
+"use strict";
+// Filters the rows of all environment tables by name, and keeps long tables short until asked for all.
+{
+  const form = document.querySelector("form.search");
+  const input = document.querySelector("#search");
+  const tables = [...document.querySelectorAll("table[data-rows]")].map((table) => {
+    const note = table.closest(".box").nextElementSibling;
+    return {
+      rows: [...table.tBodies[0].rows].map((row) => [row, row.cells[0].textContent.toLowerCase()]),
+      note,
+      count: note.querySelector("[data-count]"),
+      button: note.querySelector("button"),
+      shown: Number(table.dataset.rows),
+      all: false,
+    };
+  });
+
+  const draw = () => {
+    const wanted = input ? input.value.trim().toLowerCase() : "";
+    for (const table of tables) {
+      const limit = table.all ? Infinity : table.shown;
+      let found = 0;
+      for (const [row, name] of table.rows) {
+        row.hidden = !name.includes(wanted) || ++found > limit;
+      }
+      const total = table.rows.length.toLocaleString("en");
+      const first = found > limit ? `The first ${limit} of ` : "";
+      table.count.textContent = wanted
+        ? `${first}${found.toLocaleString("en")} of ${total} rows match “${input.value.trim()}”.`
+        : first ? `${first}${total} rows.` : "";
+      table.button.hidden = found <= limit;
+      table.note.hidden = !table.count.textContent;
+    }
+  };
+
+  // #search=name links to what was searched for.
+  const follow = () => {
+    const match = /^#search=(.*)$/.exec(location.hash);
+    if (!match || !input) return;
+    try {
+      input.value = decodeURIComponent(match[1]);
+    } catch {
+      input.value = match[1];
+    }
+    draw();
+    form.scrollIntoView();
+  };
+
+  for (const table of tables) {
+    table.button.addEventListener("click", () => {
+      table.all = true;
+      draw();
+    });
+  }
+  if (form) {
+    form.hidden = false;
+    form.addEventListener("submit", (event) => event.preventDefault());
+    input.addEventListener("input", () => {
+      for (const table of tables) table.all = false;
+      draw();
+      const wanted = input.value.trim();
+      history.replaceState(null, "", wanted ? `#search=${encodeURIComponent(wanted)}` : "#");
+    });
+    addEventListener("hashchange", follow);
+  }
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => (d.open = true)));
+  draw();
+  follow();
+}
