@@ -251,6 +251,9 @@ CASES: dict[str, Case] = {
         "good.h5ad", lambda f: add(f, f"{UNS}/env_features", np.zeros((2, 3), "f4")), READ_OWN
     ),
     "h5ad: features of text": h5("good.h5ad", lambda f: add(f, f"{UNS}/env_features", np.full((4, 3), b"x")), READ_OWN),
+    "h5ad: truth of 2⁵⁰ nodes": h5(
+        "good.h5ad", lambda f: f[f"{UNS}/truth/n_nodes"].write_direct(np.array(2**50)), READ_OWN
+    ),
     "h5ad: truth half gone": h5("good.h5ad", lambda f: f.__delitem__(f"{UNS}/truth/loc"), READ_OWN),
     "h5ad: truth of another size": h5(
         "good.h5ad", lambda f: put(f, f"{UNS}/truth/loc", np.zeros((2, 2), "f4")), READ_OWN

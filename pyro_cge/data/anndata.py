@@ -297,8 +297,11 @@ def _truth_to_dict(truth: Truth) -> dict[str, Any]:
 
 
 def _truth_from_dict(kept: Any, z: Any, c: Any) -> Truth:
+    n_nodes, d = int(kept["n_nodes"]), np.asarray(z).shape[-1]
+    if n_nodes != d:
+        raise ValueError(f"{n_nodes} nodes for {d} latents")
     graph = nx.DiGraph()
-    graph.add_nodes_from(range(int(kept["n_nodes"])))
+    graph.add_nodes_from(range(n_nodes))
     graph.add_edges_from((int(i), int(j)) for i, j in np.asarray(kept["edges"]).reshape(-1, 2))
     loc, log_scale, targets, noise, causes = (
         torch.from_numpy(np.array(values)) for values in (kept["loc"], kept["log_scale"], kept["targets"], z, c)

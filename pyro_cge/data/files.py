@@ -59,7 +59,8 @@ def hdf5_file(path: str | Path) -> Iterator[Any]:
 
     buffer = io.BytesIO()
     with replacing(path) as temporary:
-        with h5py.File(buffer, "w") as file:
+        # In the layout of HDF5 1.10 structure has checksums: in older ones a flipped bit can crash the library that reads it.
+        with h5py.File(buffer, "w", libver=("v110", "v110")) as file:
             yield file
         temporary.write_bytes(buffer.getbuffer())
 
