@@ -93,6 +93,8 @@ def read_settings(
     if path is not None:
         try:
             content = _yaml(Path(path).read_text(encoding="utf-8"), str(path))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{path}: no such file; check the path") from error
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read {path} as YAML: {error}") from error
         if not isinstance(content, dict | None):

@@ -128,6 +128,12 @@ def rank(
         draws=config.draws,
         random_state=config.seed,
     )
+    if (
+        imputer is not None
+        and context is not None
+        and not (measured.context == measured.context_names.index(context)).any()
+    ):
+        drugs.attrs["transported"] = context
     found = None
     if network is not None and expression is not None and drug_targets is not None:
         found = _targets(config, signature.mean(axis=1), drugs, network, expression, drug_targets)
@@ -236,6 +242,10 @@ def summary(drugs: pd.DataFrame, found: TargetSearch | None) -> str:
     lines += [
         f"  {row.Index}  {row.rank:g} ({row.rank_low:.0f}–{row.rank_high:.0f})" for row in drugs.head(5).itertuples()
     ]
+    if drugs.attrs.get("transported"):
+        lines.insert(
+            1, f"  (nothing was measured in {drugs.attrs['transported']}: what drugs do elsewhere, transported)"
+        )
     if found is not None:
         lines.append(f"{len(found.genes):,} genes in the tree; targets by disease genes downstream")
         lines += [f"  {row.Index}  {row.downstream:.2f}  {row.drugs}" for row in found.targets.head(5).itertuples()]

@@ -174,7 +174,10 @@ def begin(config: RunConfig, data: Profiles, out: Path, resume: bool) -> Split:
         # Learning rate and temperature follow the number of epochs, where they change at all.
         free = () if config.schedule or config.final_temperature else ("epochs",)
         if changed := [k for k in settings if k not in free and previous.get(k) != settings[k]]:
-            raise ConfigError(f"{out} was run with other settings: {', '.join(changed)} differ")
+            differences = "; ".join(f"{k} was {previous.get(k)!r}, is {settings[k]!r} now" for k in changed)
+            raise ConfigError(
+                f"{out} was run with other settings ({differences}): give the same again, --config {out / 'config.json'}"
+            )
         kept = out / "versions.json"  # a run killed at its very start has none
         if kept.exists() and (theirs := read_json(kept).get("data")) != data.digest:
             raise CheckpointError(
@@ -312,7 +315,10 @@ def load_fit(folder: Path) -> Fit:
     folder = Path(folder)
     path = folder / "weights.safetensors"
     if not path.exists():
-        raise CheckpointError(f"{folder} holds no finished run (no {path.name}): run pyro-cge fit, or add --resume")
+        raise CheckpointError(
+            f"{folder} holds no finished run (no {path.name}): check the path; pyro-cge fit makes one, and with --resume "
+            "ends one that was stopped"
+        )
     tensors, manifest = load_tensors(path)
     if manifest.get("kind") != "run":
         raise CheckpointError(f"{path} holds {manifest.get('kind')!r}, not a run")

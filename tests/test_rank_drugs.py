@@ -75,7 +75,7 @@ def test_folder_holds_the_ranking_and_how_it_came_about(files, tmp_path):
 
 @pytest.mark.parametrize(("name", "imputer"), [("mean", ActionMean), ("ntk-gp", NTKGP)])
 def test_the_answer_is_that_of_the_function(files, tmp_path, name, imputer):
-    invoke("--disease", files / "disease.csv", "--effects", files / "effects.h5ad", "--context-key", "cell",
+    text = invoke("--disease", files / "disease.csv", "--effects", files / "effects.h5ad", "--context-key", "cell",
            "--action-key", "drug", "--context", "Calu3", "--imputer", name, "--change", "log2fc", "--change", "again",
            "--set", "draws=20", "--out", tmp_path / "found")  # fmt: skip
     adata = anndata.read_h5ad(files / "effects.h5ad")
@@ -87,6 +87,7 @@ def test_the_answer_is_that_of_the_function(files, tmp_path, name, imputer):
     expected = rank_drugs(disease, effects, context="Calu3", imputer=imputer().fit(effects), draws=20)
     found = pd.read_csv(tmp_path / "found" / "drugs.csv", index_col="drug")
     pd.testing.assert_frame_equal(found, expected, check_exact=False)
+    assert "nothing was measured in Calu3" in text
 
 
 def test_targets_come_with_a_network(files, tmp_path):

@@ -45,11 +45,14 @@ def test_block_on_many_members_and_big_files_runs(tmp_path, monkeypatch):
     data = truth.sample(20, seed=0)
     monkeypatch.chdir(tmp_path)
     adata = cge.to_anndata(data)
-    names = pd.Categorical(np.asarray(data.env_names, dtype=str)[data.env.numpy()])
+    treatments = ["DMSO" if e in data.control else name for e, name in enumerate(data.env_names)]
+    names = pd.Categorical(np.asarray(treatments)[data.env.numpy()])
     anndata.AnnData(adata.X, obs=pd.DataFrame({"drug": names}, index=adata.obs_names)).write_h5ad("big.h5ad")
     made: dict[str, object] = {"data": data, "cge": cge}
     exec(compile(MANY.replace("seeds=16", "seeds=2, epochs=2"), "README.md", "exec"), made)
-    assert len(made["ensemble"]) == 2 and (made["big"].n, made["big"].g) == (data.n, 12)
+    assert (
+        len(made["ensemble"]) == 2 and len(made["big"].control) == 1 and (made["big"].n, made["big"].g) == (data.n, 12)
+    )
 
 
 def test_block_on_pairs_runs():

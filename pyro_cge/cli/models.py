@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from .options import Config, Data, Device, EnvKey, Out, Overrides, Seed, app, new_folder, show
+from .options import Config, Control, Data, Device, EnvKey, Out, Overrides, Seed, app, new_folder, show
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,6 +124,7 @@ def fit(
     ] = False,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard logs (extra: tensorboard).")] = None,
     env_key: EnvKey = None,
+    control: Control = [],  # noqa: B006
 ) -> None:
     """Fit one model and write a run folder; under torchrun, in several processes."""
     from contextlib import nullcontext
@@ -134,7 +136,9 @@ def fit(
 
     settings = read_settings(RunConfig, config, overrides, model=model, seed=seed)
     with TensorBoardLog(tensorboard) if tensorboard is not None and first_process() else nullcontext() as log:
-        _, scores = run(settings, _read(data, env_key, stream), out, device=device, resume=resume, on_record=log)
+        _, scores = run(
+            settings, _read(data, env_key, stream, control), out, device=device, resume=resume, on_record=log
+        )
     if first_process():
         show(_table(scores))
         typer.echo(f"run folder: {out}")
@@ -156,6 +160,7 @@ def compare(
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 1,
     device: Device = None,
     env_key: EnvKey = None,
+    control: Control = [],  # noqa: B006
 ) -> None:
     """Fit several models on the same data and split, and compare them in one table."""
     from ..config import RunConfig, read_settings
@@ -172,7 +177,7 @@ def compare(
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     with joined() as world:
         world.once(partial(new_folder, out))
-        content = _read(data, env_key)
+        content = _read(data, env_key, control=control)
         for (name, seed), plan in plans.items():
             if world.first:
                 typer.echo(f"{name}, seed {seed}")
@@ -207,6 +212,7 @@ def tune(
     seed: Seed = None,
     device: Device = None,
     env_key: EnvKey = None,
+    control: Control = [],  # noqa: B006
 ) -> None:
     """Look for the settings of a model that explain held-out profiles best (Optuna)."""
     from ..config import RunConfig, read_settings
@@ -217,7 +223,7 @@ def tune(
     varied = read_space(space, vary)
     if storage is None:  # a shared study's processes may share the folder too
         new_folder(out)
-    content = _read(data, env_key)
+    content = _read(data, env_key, control=control)
     found = search(settings, content, varied, trials=trials, storage=storage, study=study, device=device, out=out)
     ends = Counter(trial.state.name.lower() for trial in found.trials)
     typer.echo(f"{len(found.trials)} trials ({', '.join(f'{n} {name}' for name, n in ends.items())})")
@@ -256,18 +262,18 @@ def predict(
     typer.echo(f"{out}: {len(table):,} environments × {table.shape[1]:,} genes")
 
 
-def _read(path: Path, env_key: str | None, streamed: bool = False) -> Any:
+def _read(path: Path, env_key: str | None, streamed: bool = False, control: Sequence[str] = ()) -> Any:
     if streamed:
         from ..data.opening import stream
 
-        return stream(path, env_key)
+        return stream(path, env_key, control=list(control) or None)
     if {".csv", ".tsv", ".txt"} & set(path.suffixes):
         from ..data.tables import read_table
 
-        return read_table(path, env_column=env_key or "environment")
+        return read_table(path, env_column=env_key or "environment", control=list(control) or None)
     from ..data.anndata import read_h5ad
 
-    return read_h5ad(path, env_key=env_key)
+    return read_h5ad(path, env_key=env_key, control=list(control) or None)
 
 
 def _table(columns: dict[str, dict[str, float]]) -> pd.DataFrame:

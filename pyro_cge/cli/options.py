@@ -25,6 +25,9 @@ Data = Annotated[
     typer.Option("--data", help="An .h5ad file (pyro-cge prepare or simulate, or your own), or a CSV or TSV table."),
 ]
 EnvKey = Annotated[str | None, typer.Option(help="obs column that names the environment (files not written by us).")]
+Control = Annotated[
+    list[str], typer.Option("--control", help="Control environment, may be repeated (files not written by us).")
+]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
 Overrides = Annotated[list[str], typer.Option("--set", help="key=value, may be repeated.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .models import _read
-from .options import EnvKey, Out, app
+from .options import Control, EnvKey, Out, app
 
 
 @app.command()
@@ -19,12 +19,15 @@ def report(
         typer.Option("--data", help="The data of the runs: adds effects, gene programmes and posterior checks."),
     ] = None,
     out: Out = Path("report.html"),
-    stream: Annotated[bool, typer.Option("--stream", help="For runs of pyro-cge fit --stream.")] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="For runs of pyro-cge fit --stream (their data have a hash of their own).")
+    ] = False,
     env_key: EnvKey = None,
+    control: Control = [],  # noqa: B006
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
 ) -> None:
     """Write a report on runs: one HTML file that needs no network, for screens, phones and print."""
     from ..report import write
 
-    path = write(runs, out, None if data is None else _read(data, env_key, stream), title=title)
-    typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")
+    path = write(runs, out, None if data is None else _read(data, env_key, stream, control), title=title)
+    typer.echo(f"{path}: {path.stat().st_size / 1e3:,.0f} kB; open it in a browser")

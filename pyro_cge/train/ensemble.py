@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -227,6 +228,14 @@ def _member(
     varied: dict[str, Any],
     lr: float,
 ) -> Member:
+    try:
+        inspect.signature(build).bind(
+            data, **{name: value for name, value in varied.items() if name not in OF_TRAINING}
+        )
+    except TypeError as error:
+        raise ConfigError(
+            f"build makes (model, guide) from data, as partial(cge.environment_vae, d=5) does; got {build!r:.80} ({error})"
+        ) from error
     with isolated(seed):
         pair = Pair(*build(data, **{name: value for name, value in varied.items() if name not in OF_TRAINING}))
     beta = varied.get("beta")

@@ -389,6 +389,12 @@ def test_an_objective_with_weights_of_its_own_is_refused(data):
         fit_ensemble(environment, data, objective=AdversarialPrior(data, 3), **OPTIONS)
 
 
+@pytest.mark.parametrize("build", [cge.environment_vae, (1, 2)])
+def test_what_cannot_build_is_refused_with_an_example(data, build):
+    with pytest.raises(ConfigError, match=r"partial\(cge.environment_vae, d=5\)"):
+        fit_ensemble(build, data, seeds=SEEDS, **OPTIONS)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
