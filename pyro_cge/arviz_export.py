@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from .sites import EFFECTS
 if TYPE_CHECKING:
     import arviz
 
+    from .metrics.disentanglement import Matching
     from .posterior import Posterior
 
 LARGEST_DRAW = 200_000_000  # entries of a posterior predictive held in memory: 0.8 GB
@@ -26,6 +28,7 @@ DIMS = {
     **{f"env_{effect}": ["environment", "latent"] for effect in EFFECTS},
     **{f"perturbation_{effect}": ["perturbation", "latent"] for effect in EFFECTS},
 }
+DIRECTED = {"z", "c", "env_loc", "env_shift", "perturbation_shift"}
 # Of graphs among genes.
 DIMS |= {
     "potential": ["gene"],
@@ -43,44 +46,71 @@ X_DIMS = {
 
 
 def inference_data(
-    posterior: Posterior, n_samples: int, seed: int | None, log_likelihood: int, posterior_predictive: bool
+    posteriors: Sequence[Posterior],
+    reference: Posterior,
+    matchings: Sequence[Matching] | None,
+    n_samples: int,
+    seed: int | None,
+    log_likelihood: int,
+    posterior_predictive: bool,
 ) -> arviz.InferenceData:
-    """See :meth:`~pyro_cge.posterior.Posterior.to_arviz`."""
-    if posterior_predictive and (entries := n_samples * posterior.raw.n * posterior.raw.g) > LARGEST_DRAW:
+    """Posteriors of the same data as chains, in the reference's latents; chain ``k`` has the draws of seed ``seed + k``.
+
+    See :meth:`~pyro_cge.posterior.Posterior.to_arviz` and :meth:`~pyro_cge.train.mixture.EnsemblePosterior.to_arviz`.
+    """
+    raw, replicates = reference.raw, len(posteriors) * n_samples
+    if posterior_predictive and (entries := replicates * raw.n * raw.g) > LARGEST_DRAW:
         raise ConfigError(
-            f"{n_samples} replicated data sets of {posterior.raw.n:,} × {posterior.raw.g:,} have {entries:,} entries, "
+            f"{replicates} replicated data sets of {raw.n:,} × {raw.g:,} have {entries:,} entries, "
             f"more than {LARGEST_DRAW:,}: take fewer draws, profiles (data.rows) or genes, or the statistics alone "
             "(metrics.predictive_check)"
         )
+    chains = []
+    for k, posterior in enumerate(posteriors):
+        own = None if seed is None else seed + k
+        draws = _draws(posterior, n_samples, own)
+        if matchings is not None:
+            draws = {name: _matched(name, values, matchings[k]) for name, values in draws.items()}
+        groups = {"posterior": draws}
+        if log_likelihood:
+            groups["log_likelihood"] = {"x": posterior.log_likelihood(n_samples, log_likelihood, own)}
+        if posterior_predictive:
+            groups["posterior_predictive"] = {"x": posterior.replicate(n_samples, own)}
+        chains.append(groups)
+    together = {
+        group: {name: torch.stack([chain[group][name] for chain in chains]) for name in variables}
+        for group, variables in chains[0].items()
+    }
+    together["observed_data"] = {"x": raw.x}
+    names = {
+        "profile": list(raw.obs.index),
+        "latent": list(reference.latent_names),
+        "environment": list(reference.treated_names),
+        "perturbation": list(reference.model.prior.unit_schema.env_names),
+        "gene": list(raw.gene_names),
+    }
+    return _converted(together, names)
+
+
+def _draws(posterior: Posterior, n_samples: int, seed: int | None) -> dict[str, Tensor]:
+    """Draws of noise, causes, the treated environments' laws and the latent sites behind these, all of one another."""
     z = posterior.samples(n_samples, seed)
     with torch.no_grad():
         c = posterior.model.scm(z.to(posterior.device)).cpu()
-    laws = posterior.shift_draws(n_samples, seed)
-    groups = {"posterior": {"z": z, "c": c, "env_loc": laws.loc, "env_log_scale": laws.log_scale}}
-    groups["posterior"] |= _effects(posterior, n_samples, seed)
-    if log_likelihood:
-        groups["log_likelihood"] = {"x": posterior.log_likelihood(n_samples, log_likelihood, seed)}
-    if posterior_predictive:
-        groups["posterior_predictive"] = {"x": posterior.replicate(n_samples, seed)}
-    groups = {name: {k: v.unsqueeze(0) for k, v in variables.items()} for name, variables in groups.items()}
-    groups["observed_data"] = {"x": posterior.raw.x}
-    names = {
-        "profile": list(posterior.raw.obs.index),
-        "latent": list(posterior.latent_names),
-        "environment": list(posterior.raw.env_names),
-        "perturbation": list(posterior.model.prior.unit_schema.env_names),
-        "gene": list(posterior.raw.gene_names),
-    }
-    return _converted(groups, names)
-
-
-def _effects(posterior: Posterior, n_samples: int, seed: int | None) -> dict[str, Tensor]:
-    """Draws of the latent sites behind the environments' laws, the very ones behind ``shift_draws`` of the same seed."""
-    batch = posterior.every_environment()
+    laws, batch = posterior.shift_draws(n_samples, seed), posterior.every_environment()
     unit = posterior.model.prior.units(batch).unit
     with torch.no_grad(), isolated(seed, "posterior"):
         effects = posterior.guide.draw_effects(batch, n_samples)
-    return {f"{unit}_{effect}": draws for effect, draws in effects.items()}
+    draws = {"env_loc": laws.loc, "env_log_scale": laws.log_scale}
+    draws |= {f"{unit}_{effect}": values.cpu() for effect, values in effects.items()}
+    treated = posterior.treated
+    chosen = {name: v[:, treated] if name.startswith("env_") else v for name, v in draws.items()}
+    return {"z": z, "c": c, **chosen}
+
+
+def _matched(name: str, values: Tensor, matching: Matching) -> Tensor:
+    """Values ``[..., d]`` in the reference's latents; what has a direction is reflected with its latent."""
+    return torch.from_numpy(matching.apply(values.numpy(), signed=name in DIRECTED)).to(values.dtype)
 
 
 def graph_data(draws: dict[str, Tensor], genes: list[str], environments: list[str]) -> arviz.InferenceData:

@@ -18,52 +18,19 @@ from typing import Any
 
 import networkx as nx
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
 
+from .config import DiscoverConfig
 from .data.anndata import read_h5ad
 from .data.files import first_line, read_frame, sha256
 from .data.tables import read_table
 from .discovery import Knowledge, LargeOrderSearch, OrderSearch, edge_table, samples, write_graph
 from .discovery.inputs import Samples
-from .errors import SEEDS, ConfigError, DataError
+from .errors import ConfigError, DataError
 from .train.checkpoint import write_atomically, write_json
 
 PACKAGES = ("pyro-cge", "numba", "numpy", "networkx", "pandas", "anndata")
 MANY = 500  # genes from which on, in one environment, the search for thousands of genes is used
 DRAWN = 60  # genes in a drawing
-
-
-class DiscoverConfig(BaseModel):
-    """Settings of :class:`~pyro_cge.discovery.OrderSearch`; ``seed`` is its ``random_state``.
-
-    ``large`` says whether :class:`~pyro_cge.discovery.LargeOrderSearch` is used instead, which takes one environment, has no
-    target penalty, and starts ``restarts`` more times. By default it is where there are more than 500 genes and one environment.
-    What is None is the search's own default.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    penalty: float = Field(default=2.0, gt=0)
-    target_penalty: float = Field(default=1.0, gt=0)
-    gamma: float | None = Field(default=None, ge=0)
-    restarts: int | None = Field(default=None, ge=0)
-    max_parents: int | None = Field(default=None, ge=1)
-    large: bool | None = None
-    seed: int = Field(default=0, ge=0, lt=SEEDS)
-
-    def search(
-        self, data: Samples, knowledge: Knowledge | None, progress: bool | None
-    ) -> OrderSearch | LargeOrderSearch:
-        """The search that suits the data."""
-        alone = len(data.environments) == 1
-        given: dict[str, Any] = self.model_dump(exclude={"seed", "large"}, exclude_none=True)
-        given |= {"knowledge": knowledge, "random_state": self.seed, "progress": progress}
-        if not (alone and data.d > MANY if self.large is None else self.large):
-            return OrderSearch(**given)
-        del given["target_penalty"]
-        if "restarts" in given:
-            given["starts"] = given.pop("restarts") + 1
-        return LargeOrderSearch(**given)
 
 
 def discover(
@@ -110,7 +77,7 @@ def discover(
     targets = None if known_targets is None else read_targets(known_targets)
     profiles = samples(read_profiles(data, env_key, layer), control=control)
     started = time.process_time()
-    search = config.search(profiles, knowledge, progress)
+    search = search_for(config, profiles, knowledge, progress)
     found: OrderSearch | LargeOrderSearch
     if isinstance(search, OrderSearch):
         found = search.fit(profiles, targets=targets)
@@ -140,6 +107,25 @@ def discover(
         },
     )
     return found
+
+
+def search_for(
+    config: DiscoverConfig, data: Samples, knowledge: Knowledge | None = None, progress: bool | None = None
+) -> OrderSearch | LargeOrderSearch:
+    """The search that suits the data.
+
+    :class:`~pyro_cge.discovery.LargeOrderSearch` takes one environment, has no target penalty, and starts ``restarts`` more
+    times. Unless ``config.large`` says otherwise it is used where there are more than 500 genes and one environment.
+    """
+    alone = len(data.environments) == 1
+    given: dict[str, Any] = config.model_dump(exclude={"seed", "large"}, exclude_none=True)
+    given |= {"knowledge": knowledge, "random_state": config.seed, "progress": progress}
+    if not (alone and data.d > MANY if config.large is None else config.large):
+        return OrderSearch(**given)
+    del given["target_penalty"]
+    if "restarts" in given:
+        given["starts"] = given.pop("restarts") + 1
+    return LargeOrderSearch(**given)
 
 
 def read_profiles(path: Path, env_key: str | None, layer: str | None = None) -> Any:

@@ -20,11 +20,11 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from .config import ImputeConfig
 from .data.anndata import write_anndata
 from .data.files import read_frame, sha256
-from .errors import SEEDS, DataError
+from .errors import DataError
 from .imputation import (
     DNPP,
     NTKGP,
@@ -59,32 +59,6 @@ METHODS: dict[str, Callable[[], Any]] = {
     "action-mean": ActionMean,
     "context-mean": ContextMean,
 }
-
-
-class ImputeConfig(BaseModel):
-    """Settings of :func:`impute`: the method that imputes, and those it is compared with over ``folds`` folds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    method: str = "ntk-gp"
-    compare: tuple[str, ...] = ()
-    folds: int = Field(default=0, ge=0)
-    seed: int = Field(default=0, ge=0, lt=SEEDS)
-
-    @field_validator("method", "compare")
-    @classmethod
-    def known(cls, value: Any) -> Any:
-        for name in [value] if isinstance(value, str) else value:
-            if name not in METHODS:
-                raise ValueError(f"unknown method {name!r}; known are {', '.join(METHODS)}")
-        return value
-
-    @field_validator("folds")
-    @classmethod
-    def at_least_two(cls, value: int) -> int:
-        if value == 1:
-            raise ValueError("one fold leaves nothing to train on; give 2 or more, or 0 for no cross-validation")
-        return value
 
 
 def impute(

@@ -81,6 +81,9 @@ class Posterior:
         self.raw = align(data, self.schema)
         self.data = scaler.transform(self.raw).to(self.device)
 
+    def __repr__(self) -> str:
+        return f"Posterior({self.model.d} latents; {self.raw})"
+
     # Latent interventions
 
     @torch.no_grad()
@@ -118,7 +121,7 @@ class Posterior:
         )
 
     def targets(self, prior_odds: float | None = None) -> pd.DataFrame:
-        """Probability that a latent is intervened on, environment × latent.
+        """Probability that an environment intervenes on a latent's noise, environment × latent.
 
         Where the prior has a site ``env_target``, its posterior probability. Otherwise two laws of the noise of an
         environment's profiles are compared, its own ``N(μ, σ²)`` and the reference N(0, 1)::
@@ -128,6 +131,9 @@ class Posterior:
 
         The first term is the ratio of marginal likelihoods (:func:`~pyro_cge.interventions.log_bayes_factor`), the
         second pays for the ``k`` numbers (mean, scale) fitted to the environment; known laws pay nothing.
+
+        Where the model itself sets an environment's law to the reference, the probability is 0: in controls, which
+        define it, and everywhere in models whose prior knows no environments (:attr:`moves_latents` is False).
 
         Parameters
         ----------
@@ -143,16 +149,19 @@ class Posterior:
             if any(p.requires_grad for p in self.model.prior.parameters()):
                 evidence -= schwarz_penalty(shift, self.data.env_counts.cpu())
             odds = 1 / max(self.model.d - 1, 1) if prior_odds is None else prior_odds
-            probability = torch.sigmoid(evidence + math.log(odds))
-        return self._by_environment(probability.cpu())
+            own = (shift.loc != 0) | (shift.log_scale != 0)
+            probability = torch.sigmoid(evidence + math.log(odds)) * own
+        values = (probability.cpu() * self.treated.unsqueeze(-1)).numpy()
+        return pd.DataFrame(values, pd.Index(self.raw.env_names, name="environment"), self.latent_names)
 
     def effects(self, level: float = 0.9, seed: int | None = 0) -> pd.DataFrame:
-        """What each environment does to each latent: one row a pair, with an interval.
+        """What each treated environment does to each latent: one row a pair, with an interval.
 
-        Stochastic priors: mean and equal-tailed interval of the posterior draws of the mean shift. Priors that map an
-        environment to one law: the mean noise its profiles show, with its sampling interval
+        Stochastic priors: mean and equal-tailed interval of the posterior draws of the mean shift. Other priors: the mean
+        noise the environment's profiles show, with its sampling interval
         (:func:`~pyro_cge.interventions.sampling_interval`); environments with fewer than two profiles have the prior's
-        shift and no interval (NaN).
+        shift and no interval (NaN). Controls are what effects are relative to, and have no row; what their profiles show
+        is in :meth:`aggregate`.
 
         Parameters
         ----------
@@ -173,18 +182,17 @@ class Posterior:
         else:
             columns = sampling_interval(*self._encode(), self.data.env.cpu(), self.shift(), level)
         columns["probability"] = torch.from_numpy(self.targets().to_numpy())
-        return tidy(columns, self.raw.env_names, self.latent_names)
+        columns = {name: values[self.treated] for name, values in columns.items()}
+        return tidy(columns, self.treated_names, self.latent_names)
 
     def discoveries(self, fdr: float = 0.05, level: float = 0.9) -> pd.DataFrame:
         """Interventions named with at most ``fdr`` expected false ones, most certain first.
 
-        Rows of :meth:`effects` of the treated environments, with a column ``fdr``: the expected share of false ones
-        if the list ended there (:func:`~pyro_cge.interventions.discoveries`). Holds where :meth:`targets` is
-        calibrated and the latents are those of the truth.
+        Rows of :meth:`effects`, with a column ``fdr``: the expected share of false ones if the list ended there
+        (:func:`~pyro_cge.interventions.discoveries`). Holds where :meth:`targets` is calibrated and the latents are
+        those of the truth.
         """
-        table = self.effects(level)
-        controls = [self.raw.env_names[e] for e in self.raw.control]
-        return discoveries(table[~table["environment"].isin(controls)], fdr)
+        return discoveries(self.effects(level), fdr)
 
     def similarity(self, kind: Literal["targets", "direction"] = "targets") -> pd.DataFrame:
         """Environment × environment: do they act on the same latents?
@@ -329,9 +337,11 @@ class Posterior:
     ) -> arviz.InferenceData:
         """Every site as an ArviZ ``InferenceData`` with named dimensions.
 
-        Groups: ``posterior`` (``z``, ``c``: chain × draw × profile × latent; ``env_loc``, ``env_log_scale``: chain ×
-        draw × environment × latent) and
-        ``observed_data`` (``x``: profile × gene).
+        Groups: ``posterior`` (``z``, ``c``: chain × draw × profile × latent; ``env_loc``, ``env_log_scale`` and latent
+        effects such as ``env_target``: chain × draw × treated environment × latent) and ``observed_data`` (``x``:
+        profile × gene). The draws are independent and make one chain: there is no convergence to look at::
+
+            arviz.summary(posterior.to_arviz(), var_names="env_loc", kind="stats")
 
         Parameters
         ----------
@@ -340,16 +350,12 @@ class Posterior:
             :meth:`log_likelihood`), which ``arviz.loo`` and ``arviz.compare`` read; 0 leaves it out. 1000, with a few
             hundred draws, keeps the Monte Carlo error small beside differences of models.
         posterior_predictive : bool
-            Add the group ``posterior_predictive`` (``x``: chain × draw × profile × gene, see :meth:`replicate`).
-
-        Raises
-        ------
-        ConfigError
-            If the posterior predictive would not fit in memory.
+            Add the group ``posterior_predictive`` (``x``: chain × draw × profile × gene, see :meth:`replicate`);
+            ``ConfigError`` where it would not fit in memory.
         """
         from .arviz_export import inference_data
 
-        return inference_data(self, n_samples, seed, log_likelihood, posterior_predictive)
+        return inference_data([self], self, None, n_samples, seed, log_likelihood, posterior_predictive)
 
     # Pieces
 
@@ -381,9 +387,14 @@ class Posterior:
         return loc, log_scale.exp()
 
     @property
+    def treated(self) -> Tensor:
+        """Boolean ``[E]``: environments that are not controls."""
+        return ~self.raw.is_control.cpu()
+
+    @property
+    def treated_names(self) -> pd.Index:
+        return pd.Index(self.raw.env_names)[self.treated.numpy()]
+
+    @property
     def latent_names(self) -> list[str]:
         return [f"latent {j}" for j in range(self.model.d)]
-
-    def _by_environment(self, values: Tensor) -> pd.DataFrame:
-        index = pd.Index(self.raw.env_names, name="environment")
-        return pd.DataFrame(values.numpy(), index=index, columns=self.latent_names)

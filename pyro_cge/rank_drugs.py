@@ -20,15 +20,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import networkx as nx
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
 
+from .config import RankDrugsConfig
+from .data.environment import some
 from .data.files import first_line, read_frame, sha256
 from .discovery import edge_table, named_graph, write_graph
-from .errors import SEEDS, ConfigError, DataError
+from .errors import ConfigError, DataError
 from .imputation import (
     NTKGP,
     ActionMean,
@@ -45,28 +46,6 @@ from .train.checkpoint import write_json
 
 PACKAGES = ("pyro-cge", "numba", "numpy", "networkx", "pandas", "scipy")
 IMPUTERS = {"ntk-gp": NTKGP, "mean": ActionMean, "shrunk": ShrunkMean, "fixed": FixedEffects}
-
-
-class RankDrugsConfig(BaseModel):
-    """Settings of :func:`~pyro_cge.imputation.rank_drugs` and :func:`~pyro_cge.imputation.identify_targets`.
-
-    ``imputer`` transports effects to the context; without one, drugs measured there are ranked. ``n_genes`` disease genes
-    become terminals of the tree.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    score: Literal["pearson", "spearman", "cosine"] = "pearson"
-    imputer: Literal["ntk-gp", "mean", "shrunk", "fixed"] | None = None
-    top: int = Field(default=10, ge=1)
-    draws: int = Field(default=500, ge=1)
-    n_genes: int = Field(default=150, ge=2)
-    omega: float | None = Field(default=None, ge=0)
-    hub_penalty: float | None = 0.0
-    scope: Literal["tree", "network"] | None = None
-    noise: float = Field(default=0.2, ge=0)
-    graphs: int = Field(default=200, ge=1)
-    seed: int = Field(default=0, ge=0, lt=SEEDS)
 
 
 def rank(
@@ -107,7 +86,7 @@ def rank(
     """
     further = {"network": network, "expression": expression, "drug_targets": drug_targets}
     if any(further.values()) and (absent := [name for name, path in further.items() if path is None]):
-        raise ConfigError(f"targets need network, expression and drug_targets: {absent[0]} is missing")
+        raise ConfigError(f"targets need network=, expression= and drug_targets=; missing: {'=, '.join(absent)}=")
     signature = read_signature(disease, change)
     measured = read_effects(effects, *keys)
     names = None if aliases is None else _table(aliases)
@@ -134,6 +113,7 @@ def rank(
         and not (measured.context == measured.context_names.index(context)).any()
     ):
         drugs.attrs["transported"] = context
+    drugs.attrs["left out"] = [name for name in measured.action_names if name not in drugs.index]
     found = None
     if network is not None and expression is not None and drug_targets is not None:
         found = _targets(config, signature.mean(axis=1), drugs, network, expression, drug_targets)
@@ -144,6 +124,7 @@ def rank(
         "context": context,
         "change": list(change),
         "genes_compared": drugs.attrs["genes"],
+        "drugs_left_out": drugs.attrs["left out"],
         "terminals_not_in_network": None if found is None else found.tree.missing,
         "files": {
             k: None if path is None else {"file": path.name, "sha256": sha256(path)} for k, path in files.items()
@@ -190,7 +171,8 @@ def read_signature(path: Path, change: Sequence[str]) -> pd.DataFrame:
     table = _table(path)
     if absent := [name for name in change if name not in table.columns[1:]]:
         raise DataError(
-            f"{path}: no column {absent[0]!r} of log2 fold changes; there are {', '.join(map(str, table.columns))} (--change)"
+            f"{path}: no column {absent[0]!r} of log2 fold changes; there are {some(list(table.columns))}: name one with "
+            "change="
         )
     return table.set_index(table.columns[0])[list(change)]
 
@@ -201,8 +183,7 @@ def read_effects(path: Path, context: str, action: str) -> Effects:
 
     if {".csv", ".tsv", ".txt"} & set(path.suffixes):
         table = _table(path)
-        if absent := [name for name in (context, action) if name not in table]:
-            raise DataError(f"{path}: no column {absent[0]!r}; name the columns with --context-key and --action-key")
+        _check_keys(path, table, context, action)
         numbers = table.drop(columns=[context, action]).select_dtypes("number")
         numbers = numbers[[name for name in numbers if not str(name).startswith("Unnamed:")]]
         if not numbers.shape[1]:
@@ -215,7 +196,16 @@ def read_effects(path: Path, context: str, action: str) -> Effects:
             adata = anndata.read_h5ad(path)
         except Exception as error:  # h5py and anndata raise many kinds for a damaged or absent file
             raise DataError(f"{path}: not a readable .h5ad file ({first_line(error)})") from error
+        _check_keys(path, adata.obs, context, action)
     return Effects.from_anndata(adata, context=context, action=action, replicates="mean")
+
+
+def _check_keys(path: Path, table: pd.DataFrame, *keys: str) -> None:
+    if absent := [name for name in keys if name not in table]:
+        raise DataError(
+            f"{path}: no column {absent[0]!r}; there are {some(list(table.columns))}: name those of contexts and of actions "
+            "with keys="
+        )
 
 
 @contextmanager
@@ -239,6 +229,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
 def summary(drugs: pd.DataFrame, found: TargetSearch | None) -> str:
     """A few lines for the screen."""
     lines = [f"{len(drugs):,} drugs by {drugs.attrs['genes']:,} genes; rank with 90 % interval"]
+    if without := drugs.attrs.get("left out"):
+        lines.append(f"  not measured there and left out (--imputer predicts them): {some(without, 3)}")
     lines += [
         f"  {row.Index}  {row.rank:g} ({row.rank_low:.0f}–{row.rank_high:.0f})" for row in drugs.head(5).itertuples()
     ]

@@ -31,8 +31,9 @@ from .data.files import clear_leftovers, read_frame
 from .data.profiles import Profiles
 from .data.splits import Split, split
 from .data.standardize import Standardizer
-from .data.streamed import StreamedData
-from .errors import CheckpointError, ConfigError, DataError, PyroCgeError
+from .data.streamed import HASHED_FILES, StreamedData
+from .errors import CheckpointError, DataError, PyroCgeError
+from .folders import check_finished, check_run, read_json
 from .guides.amortized import AmortizedGuide
 from .models.cell import CellModel
 from .models.priors import SoftmaxPrior, annealed
@@ -45,7 +46,6 @@ from .seeds import isolated
 from .train.checkpoint import (
     load_into,
     load_tensors,
-    read_json,
     save_tensors,
     versions,
     write_atomically,
@@ -166,23 +166,12 @@ def train(
 def begin(config: RunConfig, data: Profiles, out: Path, resume: bool) -> Split:
     """Check what the folder holds, and write what is known before training; returns the split."""
     settings, parts = config.model_dump(mode="json"), make_split(config, data)
-    started = (out / "config.json").exists()
-    if started and not resume:
-        raise ConfigError(f"{out} holds a run already: choose another folder, or continue it with --resume")
-    if started:
-        previous = read_json(out / "config.json")
-        # Learning rate and temperature follow the number of epochs, where they change at all.
-        free = () if config.schedule or config.final_temperature else ("epochs",)
-        if changed := [k for k in settings if k not in free and previous.get(k) != settings[k]]:
-            differences = "; ".join(f"{k} was {previous.get(k)!r}, is {settings[k]!r} now" for k in changed)
-            raise ConfigError(
-                f"{out} was run with other settings ({differences}): give the same again, --config {out / 'config.json'}"
-            )
+    if check_run(settings, out, resume):
         kept = out / "versions.json"  # a run killed at its very start has none
         if kept.exists() and (theirs := read_json(kept).get("data")) != data.digest:
             raise CheckpointError(
-                f"the data changed since the run in {out} was started: their hash is {data.digest[:12]}, {kept.name} has "
-                f"{str(theirs)[:12]}. Give the data it was started with, or choose another folder"
+                f"the data changed since the run in {out} was started{HASHED_FILES * isinstance(data, StreamedData)}: their "
+                f"hash is {data.digest[:12]}, {kept.name} has {str(theirs)[:12]}. Give the data it was started with, or choose another folder"
             )
         if (out / "split.json").exists() and not Split.load(out / "split.json").same_rows(parts):
             raise CheckpointError(
@@ -313,12 +302,7 @@ def load_fit(folder: Path) -> Fit:
         If the folder holds no finished run, or its weights do not fit its configuration.
     """
     folder = Path(folder)
-    path = folder / "weights.safetensors"
-    if not path.exists():
-        raise CheckpointError(
-            f"{folder} holds no finished run (no {path.name}): check the path; pyro-cge fit makes one, and with --resume "
-            "ends one that was stopped"
-        )
+    path = check_finished(folder)
     tensors, manifest = load_tensors(path)
     if manifest.get("kind") != "run":
         raise CheckpointError(f"{path} holds {manifest.get('kind')!r}, not a run")

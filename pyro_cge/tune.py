@@ -23,14 +23,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import yaml
 
 from .config import RunConfig, validated
-from .data.profiles import Profiles
 from .errors import ConfigError, NonFiniteLossError
-from .runs import build, make_split, train
-from .train.checkpoint import write_atomically
-from .train.distributed import joined
 
 if TYPE_CHECKING:
     import optuna
+
+    from .data.profiles import Profiles
 
 Space = dict[str, str]
 BUSY = ("IntegrityError", "OperationalError", "StorageInternalError")  # of a database that another process sets up
@@ -98,6 +96,21 @@ def distribution(name: str, text: str) -> optuna.distributions.BaseDistribution:
         ) from error
 
 
+def laws(config: RunConfig, space: Mapping[str, str]) -> dict[str, optuna.distributions.BaseDistribution]:
+    """What each entry of a space stands for, when every end of a range and every choice is one that ``config`` may have.
+
+    Raises
+    ------
+    ConfigError
+        Without Optuna, or for a space that does not fit the settings.
+    """
+    _optuna()
+    found = {name: distribution(name, text) for name, text in space.items()}
+    for values in _corners(found):
+        _configured(config, values)
+    return found
+
+
 def tune(
     config: RunConfig,
     data: Profiles,
@@ -134,7 +147,8 @@ def tune(
         Its name in the database.
     out : path, optional
         Folder for ``space.yaml``, ``best.yaml`` (settings of the best trial, for ``--config``) and ``trials.csv``, the
-        last two renewed after each trial.
+        last two renewed after each trial. The settings are those the trial was judged with, its ``epochs`` too; a first
+        line says at which epoch it was best, and a fit that should train longer is given more.
 
     Returns
     -------
@@ -146,6 +160,10 @@ def tune(
         Without Optuna; for a space that does not fit the settings; if nothing is held out; for a study of other
         settings or data; if no trial of the study came to an end.
     """
+    from .runs import build, make_split, train
+    from .train.checkpoint import write_atomically
+    from .train.distributed import joined
+
     optuna = _optuna()
     with joined() as world:
         if world.size > 1:
@@ -153,9 +171,7 @@ def tune(
                 f"processes share a search by its storage, not by torchrun ({world.size} processes here): start the same "
                 "command several times with one --storage"
             )
-    distributions = {name: distribution(name, text) for name, text in space.items()}
-    for values in _corners(distributions):
-        _configured(config, values)
+    distributions = laws(config, space)
     parts = make_split(config, data)
     if not len(parts.valid):
         raise ConfigError(
@@ -192,8 +208,9 @@ def tune(
             if not isinstance(error, NonFiniteLossError):
                 raise
         if out is not None and _ended(found, states.COMPLETE):
-            text = yaml.safe_dump(best(config, found).model_dump(mode="json"), sort_keys=False)
-            write_atomically(Path(out) / "best.yaml", text.encode())
+            settings = best(config, found)
+            text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+            write_atomically(Path(out) / "best.yaml", f"# {_judgement(settings, found)}\n{text}".encode())
             write_atomically(Path(out) / "trials.csv", found.trials_dataframe().to_csv(index=False).encode())
     if not _ended(found, states.COMPLETE):
         raise ConfigError(
@@ -205,6 +222,19 @@ def tune(
 def best(config: RunConfig, study: optuna.Study) -> RunConfig:
     """The settings of a study's best trial."""
     return _configured(config, study.best_params)
+
+
+def still_improving(config: RunConfig, study: optuna.Study) -> bool:
+    """Whether the best trial was best at its last epoch, so that its settings deserve more ``epochs``."""
+    return bool(study.best_trial.user_attrs["best_epoch"] + 1 == best(config, study).epochs)
+
+
+def _judgement(settings: RunConfig, study: optuna.Study) -> str:
+    trial = study.best_trial
+    return (
+        f"trial {trial.number}: {trial.value:.6g} nats a held-out profile after epoch {trial.user_attrs['best_epoch'] + 1} "
+        f"of {settings.epochs}; --set epochs=N trains longer"
+    )
 
 
 def _loss(row: Any) -> float:

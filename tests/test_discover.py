@@ -199,8 +199,8 @@ def test_wrong_calls_say_what_is_wrong(table, h5ad, tmp_path):
     out = tmp_path / "found"
     cases = [
         (["--data", table], DataError, "not numbers: \\['perturbation'\\]; name the environment's with --env-key"),
-        (["--data", tmp_path / "none.csv"], DataError, "not a readable table"),
-        (["--data", tmp_path / "none.h5ad"], DataError, "not a readable .h5ad"),
+        (["--data", tmp_path / "none.csv"], DataError, "no such file"),
+        (["--data", tmp_path / "none.h5ad"], DataError, "no such file"),
         (["--data", h5ad, "--env-key", "drug"], DataError, "'drug' is not a column of obs"),
         (["--data", table, "--env-key", "perturbation", "--control", "water"], DataError, "'water' is not among"),
         (["--data", table, "--set", "penality=3"], ConfigError, "did you mean 'penalty'"),

@@ -14,7 +14,7 @@ import pyro_cge
 PACKAGE = Path(pyro_cge.__file__).parent
 # A module may import from its own layer or from one to its left.
 LAYERS = [
-    ("errors", "seeds"),
+    ("errors", "seeds", "folders"),
     ("sites",),
     ("arviz_export",),
     ("scm",),

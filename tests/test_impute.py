@@ -72,6 +72,8 @@ def test_methods_are_compared(folder, tmp_path):
     assert list(scores.index) == ["fixed", "context-mean"]
     assert scores.loc["fixed", "r"] > scores.loc["context-mean", "r"]
     assert (out / "scores.png").is_file()
+    text = CliRunner().invoke(app, ["impute", "--help"]).output
+    assert set(scores.columns) <= set(text.replace(",", " ").split()), "columns are described"
     assert "std" not in anndata.read_h5ad(out / "imputed.h5ad").layers
 
 
@@ -89,15 +91,17 @@ def test_pairs_asked_for(folder, tmp_path):
     [
         (["--method", "magic"], ConfigError, "unknown method 'magic'"),
         (["--folds", "1"], ConfigError, "one fold"),
-        (["--context-key", "plate"], DataError, "no column 'plate'"),
-        (["--training-only", "c9"], DataError, "'c9' is not a context"),
-        (["--action-features", "absent.csv"], DataError, "not a readable table"),
+        (["--context-key", "plate"], DataError, "no column 'plate'; there are .*--context-key and --action-key$"),
+        (["--training-only", "c9"], DataError, "--training-only 'c9' is not a context"),
+        (["--action-features", "absent.csv"], DataError, "no such file"),
+        (["--context-features", "some.csv"], DataError, "--context-features has no row for"),
         (["--pairs", "wrong.csv"], DataError, "unknown action 'd99'"),
     ],
 )
 def test_mistakes_are_named_and_leave_nothing(folder, tmp_path, monkeypatch, options, error, message):
     monkeypatch.chdir(tmp_path)
     pd.DataFrame({"context": ["c0"], "action": ["d99"]}).to_csv("wrong.csv", index=False)
+    pd.DataFrame({"mean": [1.0]}, index=["c0"]).to_csv("some.csv")
     with pytest.raises(error, match=message):
         invoke("--effects", folder / "effects.csv", "--out", "run", *options)
     assert not (tmp_path / "run").exists()

@@ -188,23 +188,86 @@ def test_targets_are_probabilities_by_the_formula(post, raw, odds):
     evidence = log_bayes_factor(loc, scale, raw.env, shift) - schwarz_penalty(shift, raw.env_counts)
     prior = 1 / (D - 1) if odds is None else odds
     expected = 1 / (1 + 1 / (prior * evidence.exp()))
-    np.testing.assert_allclose(targets, expected, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(targets[1:], expected[1:], rtol=1e-6, atol=1e-12)
+    assert (targets.loc["control"] == 0).all()
 
 
 def test_known_laws_pay_no_penalty(truth, data):
-    """Under the truth's own laws nothing was fitted to the environments."""
+    """Under the truth's own laws nothing was fitted to the environments, and what they do not move is no target."""
     prior, d = truth.prior, truth.prior.d
     model = cge.CellModel(prior, None, cge.LinearDecoder(d, data.g))
     post = cge.Posterior(model, cge.AmortizedGuide(model), data, Standardizer.fit(data))
+    moved = post.shift().moved(0.0)
+    assert moved.any() and not moved.all()
     evidence = log_bayes_factor(*post._encode(), data.env, post.shift())
-    np.testing.assert_allclose(post.targets(1.0), torch.sigmoid(evidence), rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(post.targets(1.0), torch.sigmoid(evidence) * moved, rtol=1e-6, atol=1e-12)
 
 
-def test_a_standard_prior_leaves_the_prior_odds(raw):
-    post = fitted(raw, cge.basic_vae, epochs=1).posterior(raw)
+@pytest.mark.parametrize("preset", [cge.basic_vae, cge.conditional_vae])
+def test_a_prior_without_environments_has_no_targets(raw, preset):
+    """It says how far the profiles' noise is from the reference, and that no intervention put it there."""
+    post = fitted(raw, preset, epochs=1).posterior(raw)
     assert not post.moves_latents
-    np.testing.assert_allclose(post.targets(), 1 / D, rtol=1e-5)
-    np.testing.assert_allclose(post.targets(3.0), 0.75, rtol=1e-5)
+    assert (post.targets() == 0).all(axis=None) and (post.targets(3.0) == 0).all(axis=None)
+    table = post.effects()
+    assert (table["probability"] == 0).all() and (table["shift"] != 0).all() and not len(post.discoveries(0.9))
+    first = table.loc[table["shift"].abs().idxmax()]
+    [label] = cge.plots.effects(table, top=1).get_yticklabels()
+    assert first["environment"] in label.get_text() and first["latent"] in label.get_text()
+
+
+def doses(data):
+    """Each environment is a perturbation of its own, the control too."""
+    return replace(data, env_features=torch.eye(data.n_envs))
+
+
+FAMILIES = {
+    "standard": cge.StandardPrior,
+    "table": lambda data, d: cge.TablePrior(
+        data, cge.NoiseShift(torch.ones(data.n_envs, d), torch.ones(data.n_envs, d))
+    ),
+    "dense": cge.DensePrior,
+    "softmax": cge.SoftmaxPrior,
+    "laplace": LaplacePrior,
+    "horseshoe": cge.HorseshoePrior,
+    "spike and slab": SpikeSlabPrior,
+    "categorical": cge.CategoricalPrior,
+    "dense perturbations": lambda data, d: cge.PerturbationPrior(data, lambda units: cge.DensePrior(units, d)),
+    "spike and slab perturbations": lambda data, d: cge.PerturbationPrior(data, lambda units: SpikeSlabPrior(units, d)),
+    "dose response": lambda data, d: cge.PerturbationPrior(data, lambda units: LaplacePrior(units, d), hill=True),
+    "kernel": cge.KernelPrior,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_control_is_no_perturbation_whatever_the_prior(raw, family):
+    """No target, no row among effects, discoveries and exported laws; reference law where the prior does not say it."""
+    data = doses(raw) if "perturbations" in family or family in ("dose response", "kernel") else raw
+    with cge.isolated(0):
+        model = cge.CellModel(FAMILIES[family](data, D), None, cge.LinearDecoder(D, raw.g))
+        guide = cge.AmortizedGuide(model, hidden=(8,))
+    post = cge.Posterior(model, guide, data, Standardizer.fit(data))
+    treated = list(data.env_names[1:])
+    if family != "table":
+        assert not post.shift().loc[0].any() and not post.shift().log_scale[0].any()
+    assert (post.targets().loc["control"] == 0).all() and list(post.targets().index) == ["control", *treated]
+    assert list(post.effects()["environment"].unique()) == treated
+    assert set(post.discoveries(1.0)["environment"]) == set(treated)
+    exported = post.to_arviz(2).posterior
+    assert list(exported["environment"].values) == treated
+    np.testing.assert_array_equal(exported["env_loc"].values[0], post.shift_draws(2).loc[:, 1:])
+
+
+def test_all_controls_have_no_effects(raw, post):
+    only = replace(raw, control=range(raw.n_envs))
+    model, guide = cge.environment_vae(only, D, hidden=(4,))
+    lonely = cge.Posterior(model, guide, only, Standardizer.fit(only))
+    assert len(lonely.effects()) == len(lonely.discoveries()) == 0
+    assert list(lonely.effects().columns) == list(post.effects().columns)
+
+
+def test_a_posterior_says_what_it_is_of(post, raw):
+    assert repr(post) == f"Posterior({D} latents; {raw})"
 
 
 def test_a_single_latent_has_targets(raw):
@@ -230,7 +293,7 @@ def test_aggregate_is_the_moments_of_the_samples(post, raw):
 def test_effects_say_what_the_profiles_show(post, raw):
     table = post.effects(0.9)
     assert list(table.columns) == ["environment", "latent", "shift", "low", "high", "sd_ratio", "probability"]
-    assert len(table) == raw.n_envs * D
+    assert len(table) == (raw.n_envs - 1) * D
     loc, scale = (v.double() for v in post._encode())
     row = table.set_index(["environment", "latent"]).loc[("env 3", "latent 1")]
     mine, n = loc[raw.env == 3, 1], 20
@@ -435,10 +498,11 @@ def stochastic(raw):
 def test_effects_of_a_stochastic_prior_are_its_draws(stochastic, name):
     post = stochastic[name]
     table, draws = post.effects(0.8), post.shift_draws(1000)
-    expected = np.quantile(draws.loc.double(), [0.1, 0.9], axis=0).reshape(2, -1)
+    treated = draws.loc[:, 1:].double()
+    expected = np.quantile(treated, [0.1, 0.9], axis=0).reshape(2, -1)
     np.testing.assert_allclose(table[["low", "high"]].T, expected, atol=1e-6)
-    np.testing.assert_allclose(table["shift"], draws.loc.mean(0).flatten(), atol=1e-5)
-    np.testing.assert_array_equal(table["probability"], post.targets().to_numpy().ravel())
+    np.testing.assert_allclose(table["shift"], treated.mean(0).flatten(), atol=1e-5)
+    np.testing.assert_array_equal(table["probability"], post.targets().to_numpy()[1:].ravel())
 
 
 def test_targets_of_a_spike_and_slab_are_the_guides(stochastic):
@@ -458,7 +522,9 @@ def test_draws_of_sites_noise_and_laws_belong_together(stochastic):
         effects = {
             k.removeprefix("env_"): torch.tensor(out[k].values[0]) for k in ("env_target", "env_shift") if k in out
         }
-        law = post.model.prior.shift(post.every_environment(), effects)
+        treated = torch.arange(1, post.raw.n_envs)
+        batch = replace(post.every_environment(), envs=treated, is_control=torch.zeros(len(treated), dtype=torch.bool))
+        law = post.model.prior.shift(batch, effects)
         np.testing.assert_allclose(law.loc.detach(), out["env_loc"].values[0], atol=1e-6)
         np.testing.assert_array_equal(out["z"].values[0], post.samples(30))
 
@@ -472,7 +538,7 @@ def test_a_refined_posterior_answers_everything(raw):
     post = fit.posterior(few, refine=2)
     out = post.to_arviz(4, log_likelihood=6, posterior_predictive=True)
     assert {"env_target", "env_shift"} <= set(out.posterior) and out.log_likelihood["x"].shape == (1, 4, few.n)
-    assert len(post.effects()) == few.n_envs * D and post.similarity().shape == (few.n_envs, few.n_envs)
+    assert len(post.effects()) == (few.n_envs - 1) * D and post.similarity().shape == (few.n_envs, few.n_envs)
 
 
 # Export
@@ -491,13 +557,28 @@ def test_arviz_has_named_dimensions(post, raw):
         assert out.posterior[name].dims == ("chain", "draw", *expected.split())
         assert out.posterior[name].shape[:2] == (1, 6)
     assert out.observed_data["x"].dims == ("profile", "gene")
-    assert list(out.posterior["environment"].values) == list(raw.env_names)
+    assert list(out.posterior["environment"].values) == list(raw.env_names[1:])
     assert list(out.posterior["latent"].values) == [f"latent {j}" for j in range(D)]
     assert list(out.observed_data["gene"].values) == list(raw.gene_names)
     assert list(out.posterior["profile"].values) == list(raw.obs.index)
     np.testing.assert_array_equal(out.observed_data["x"].values, raw.x.numpy())
     np.testing.assert_array_equal(out.posterior["z"].values[0], post.samples(6).numpy())
-    np.testing.assert_array_equal(out.posterior["env_loc"].values[0, 2], post.shift().loc.numpy())
+    np.testing.assert_array_equal(out.posterior["env_loc"].values[0, 2], post.shift().loc[1:].numpy())
+
+
+@pytest.mark.parametrize("name", ["spike", "laplace"])
+def test_arviz_summarises_draws_in_names_and_silence(stochastic, name, caplog):
+    """As documented; the figures are those of effects()."""
+    import arviz
+
+    post = stochastic[name]
+    summary = arviz.summary(post.to_arviz(1000), var_names="env_loc", kind="stats", round_to="none")
+    table = post.effects()
+    assert list(summary.index) == [
+        f"env_loc[{e}, {j}]" for e, j in zip(table["environment"], table["latent"], strict=True)
+    ]
+    np.testing.assert_allclose(summary["mean"], table["shift"], atol=1e-5)
+    assert summary.notna().all(axis=None) and not caplog.records
 
 
 def test_arviz_groups_on_demand(post, raw):

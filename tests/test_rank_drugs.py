@@ -108,8 +108,27 @@ def test_targets_come_with_a_network(files, tmp_path):
     pairs = {frozenset(pair) for pair in zip(edges["cause"], edges["effect"], strict=True)}
     assert pairs <= {frozenset(("G0", f"G{j}")) for j in range(1, 5)} and edges["probability"].between(0, 1).all()
     assert "genes in the tree" in text
+    for name in ("drugs", "targets", "genes", "edges"):
+        assert set(pd.read_csv(out / f"{name}.csv").columns[1:]) <= words_of_help(), "columns are described"
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["terminals_not_in_network"] == [] and manifest["files"]["expression"]["file"] == "cells.csv"
+
+
+def test_drugs_left_out_are_said(files, tmp_path):
+    table = pd.read_csv(files / "effects.csv", index_col=0)
+    gone = [f"drug{k}" for k in (2, 4, 6, 8)]
+    table[~(table["action"].isin(gone) & (table["context"] == "A549"))].to_csv(tmp_path / "some.csv")
+    call = ("--disease", files / "disease.csv", "--effects", tmp_path / "some.csv", "--context", "A549")
+    text = invoke(*call, "--out", tmp_path / "measured")
+    assert "8 drugs by" in text
+    assert "left out (--imputer predicts them): 'drug2', 'drug4', 'drug6', … (4 in all)" in text
+    assert json.loads((tmp_path / "measured" / "manifest.json").read_text())["drugs_left_out"] == gone
+    assert "left out" not in invoke(*call, "--imputer", "mean", "--out", tmp_path / "predicted")
+
+
+def words_of_help():
+    text = CliRunner().invoke(app, ["rank-drugs", "--help"]).output
+    return set(text.replace(",", " ").replace("(", " ").split())
 
 
 def test_genes_are_translated(files, tmp_path):
@@ -119,7 +138,7 @@ def test_genes_are_translated(files, tmp_path):
         tmp_path / "names.csv", index=False
     )
     arguments = ("--disease", tmp_path / "ensembl.csv", "--effects", files / "effects.csv")
-    with pytest.raises(DataError, match="0 of the 30 genes"):
+    with pytest.raises(DataError, match="0 of the 30 genes .*give --aliases$"):
         invoke(*arguments, "--out", tmp_path / "none")
     assert not (tmp_path / "none").exists()
     assert "12 drugs by 30 genes" in invoke(
@@ -132,22 +151,32 @@ def test_wrong_calls_say_what_is_wrong(files, tmp_path):
     base = ["--disease", files / "disease.csv", "--effects", files / "effects.csv"]
     table = pd.read_csv(files / "network.csv").rename(columns={"confidence": "score"})
     table.to_csv(tmp_path / "network.csv", index=False)
+    (tmp_path / "bad.h5ad").write_text("not HDF5")
     rest = ["--expression", files / "cells.csv", "--drug-targets", files / "acts.csv"]
     cases = [
         (
             [*base, "--change", "fold"],
             DataError,
-            "no column 'fold' of log2 fold changes; there are symbol, log2fc, again",
+            "no column 'fold' of log2 fold changes; there are 'symbol', 'log2fc', 'again': name one with --change$",
         ),
-        ([*base, "--context-key", "cell"], DataError, "no column 'cell'; name the columns with --context-key"),
+        (
+            [*base, "--context-key", "cell"],
+            DataError,
+            "no column 'cell'; there are .*: name those of contexts and of actions with --context-key and --action-key",
+        ),
         ([*base, "--context", "HeLa"], DataError, "unknown context 'HeLa'"),
         ([*base, "--imputer", "magic"], ConfigError, "imputer"),
-        ([*base, "--imputer", "mean"], ConfigError, "say which with context="),
+        ([*base, "--imputer", "mean"], ConfigError, "say which with --context$"),
         ([*base, "--set", "drawz=3"], ConfigError, "did you mean 'draws'"),
-        ([*base, "--network", files / "network.csv"], ConfigError, "expression is missing"),
+        (
+            [*base, "--network", files / "network.csv"],
+            ConfigError,
+            "targets need --network, --expression and --drug-targets; missing: --expression, --drug-targets$",
+        ),
         ([*base, "--network", tmp_path / "network.csv", *rest], DataError, "no column 'cost' or 'confidence'"),
-        (["--disease", tmp_path / "none.csv", *base[2:]], DataError, "not a readable table"),
-        ([*base[:2], "--effects", tmp_path / "none.h5ad"], DataError, "not a readable .h5ad"),
+        (["--disease", tmp_path / "none.csv", *base[2:]], DataError, "no such file"),
+        ([*base[:2], "--effects", tmp_path / "none.h5ad"], DataError, "no such file"),
+        (["--disease", files / "disease.csv", "--effects", tmp_path / "bad.h5ad"], DataError, "not a readable .h5ad"),
     ]
     for arguments, kind, message in cases:
         with pytest.raises(kind, match=message):

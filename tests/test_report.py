@@ -30,11 +30,12 @@ from pyro_cge.data.opening import stream
 from pyro_cge.errors import CheckpointError, ConfigError, DataError
 from pyro_cge.plots.latents import colour_limit
 from pyro_cge.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Mark
-from pyro_cge.report.page import number, signed
+from pyro_cge.report.folders import configurations, find
+from pyro_cge.report.page import HUES, SHOWN, _curves, _looks, number, signed
 from pyro_cge.runs import load_fit, run
 
 QUICK = RunConfig(latents=3, hidden=(8,), epochs=3, batch_size=64)
-VOID = {"meta", "input", "br", "link", "img", "hr"}
+VOID = {"meta", "input", "br", "wbr", "link", "img", "hr"}
 NASTY = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(2)>',
@@ -161,7 +162,7 @@ def test_metrics_are_means_over_seeds_with_t_intervals(runs, page):
 
 
 def test_the_best_of_a_row_is_marked_by_its_direction(runs, page):
-    bold = re.findall(r'scope="row">([^&<]+)&nbsp;<abbr title="(\w+) is better".*?</tr>', page.read_text())
+    bold = re.findall(r'scope="row"[^>]*>([^&<]+)&nbsp;<abbr title="(\w+) is better".*?</tr>', page.read_text())
     assert {"higher", "lower"} == {direction for _, direction in bold}
     scores = {
         name: np.mean(
@@ -169,7 +170,7 @@ def test_the_best_of_a_row_is_marked_by_its_direction(runs, page):
         )
         for name in ("basic", "environment")
     }
-    row = re.search(r'scope="row">prediction, squared error a gene.*?</tr>', page.read_text(), re.DOTALL)[0]
+    row = re.search(r'scope="row"[^>]*>prediction, squared error a gene.*?</tr>', page.read_text(), re.DOTALL)[0]
     [marked] = re.findall("<b>(.*?)</b>", row)
     assert marked == number(min(scores.values()))
 
@@ -194,26 +195,44 @@ def detailed(runs, featured):
     return best.posterior(featured)
 
 
-def test_heat_map_holds_the_shifts_of_every_environment(runs, page, featured):
+def section_table(path, key):
+    """The table after the heading of this id."""
+    text = path.read_text()
+    return Page("<table" + text[text.index(f'id="{key}"') :].split("<table", 1)[1].split("</table>")[0] + "</table>")
+
+
+def test_heat_map_holds_the_effects_on_every_treated_environment(runs, page, featured):
+    """The numbers of the list of effects, so that the two cannot contradict each other."""
+    table = detailed(runs, featured).effects()
+    section = section_table(page, "r1-interventions")
+    [lines] = section.tables
+    assert lines[0] == ["Environment", "latent 0", "latent 1", "latent 2"]
+    wide = {name: table.pivot(index="environment", columns="latent", values=name) for name in table.columns[2:]}
+    shift, ratio = wide["shift"], wide["sd_ratio"]
+    kl = (0.5 * (shift**2 + ratio**2 - 1) - np.log(ratio)).sum(axis=1).sort_values(ascending=False)
+    treated = [name for e, name in enumerate(featured.env_names) if e not in featured.control]
+    assert [line[0] for line in lines[1:]] == list(kl.index) and set(kl.index) == set(treated)
+    hints, limit = [a["title"] for a in section.find("td")], colour_limit(torch.from_numpy(shift.to_numpy()))
+    for line in lines[1:]:
+        assert line[1:] == [signed(v, limit) for v in shift.loc[line[0]]]
+        for latent in shift.columns:
+            spread, sure = ratio.loc[line[0], latent], wide["probability"].loc[line[0], latent]
+            assert hints.pop(0) == f"sd × {spread:.2f} · P {sure:.2f}"
+
+
+def test_the_control_is_no_perturbation(runs, page, featured, tmp_path):
+    [control] = [featured.env_names[e] for e in featured.control]
+    without = report.write([runs / "environment"], tmp_path / "r.html")
+    for path in (page, without):
+        tables = [t for t in read(path).tables if t[0][0] == "Environment"]
+        assert tables and all(len(t) > 1 and control not in [line[0] for line in t] for t in tables)
+
+
+def test_how_far_prior_and_profiles_agree_is_said(runs, page, featured):
     posterior = detailed(runs, featured)
-    text = page.read_text()
-    section = Page(
-        "<table" + text[text.index('id="r1-interventions"') :].split("<table", 1)[1].split("</table>")[0] + "</table>"
-    )
-    [table] = section.tables
-    assert table[0] == ["Environment", "latent 0", "latent 1", "latent 2"]
-    shift, sure = posterior.shift(), posterior.targets()
-    order = shift.strength().sum(-1).argsort(descending=True, stable=True).tolist()
-    assert len(order) == featured.n_envs == len(table) - 1
-    hints, limit = [a["title"] for a in section.find("td")], colour_limit(shift.loc)
-    for line, e in zip(table[1:], order, strict=True):
-        name = featured.env_names[e]
-        assert line == [
-            name + (" control" if e in featured.control else ""),
-            *(signed(v, limit) for v in shift.loc[e].tolist()),
-        ]
-        for j in range(3):
-            assert hints.pop(0) == f"sd × {shift.scale[e, j]:.2f} · P {sure.iloc[e, j]:.2f}"
+    prior = posterior.shift().loc[~featured.is_control].double().numpy().ravel()
+    r = np.corrcoef(prior, posterior.effects()["shift"])[0, 1]
+    assert f"their correlation is {r:.2f}.".replace("-", "−") in " ".join(read(page).text)
 
 
 def test_effects_are_the_strongest_of_each_environment(runs, page, featured):
@@ -246,7 +265,7 @@ def test_programmes_are_the_top_genes(runs, page, featured):
 def test_models_without_moving_latents_have_no_probabilities(page):
     tables = [t for t in read(page).tables if t[0][:3] == ["Environment", "Latent", "Shift"]]
     assert ["Probability" in t[0] for t in tables] == [False, True]
-    assert "the prior of this model knows no environments" in " ".join(read(page).text)
+    assert "The prior of this model knows no environments" in " ".join(read(page).text)
 
 
 def test_without_data_the_report_says_how_to_get_the_rest(runs, tmp_path):
@@ -257,8 +276,9 @@ def test_without_data_the_report_says_how_to_get_the_rest(runs, tmp_path):
     shift = load_fit(runs / "environment" / "seed0")
     law = shift.posterior(shift.schema).shift()
     line = next(t for t in found.tables if t[0][0] == "Environment")[1]
-    most = law.loc[law.strength().sum(-1).argmax()].tolist()
-    assert line[1:] == [signed(v, colour_limit(law.loc)) for v in most]
+    treated = law.loc[~shift.schema.is_control]
+    most = treated[law.strength()[~shift.schema.is_control].sum(-1).argmax()].tolist()
+    assert line[1:] == [signed(v, colour_limit(treated)) for v in most]
     basic = " ".join(read(report.write([runs / "basic"], tmp_path / "b.html")).text)
     assert "Latent interventions, effects, gene programmes and posterior checks need the data" in basic
 
@@ -273,16 +293,18 @@ def test_run_facts_and_settings_are_there(runs, page, featured):
 
 def test_names_are_text_never_markup(featured, tmp_path):
     genes = [*NASTY, *featured.gene_names[len(NASTY) :]]
-    names = [*NASTY, *featured.env_names[len(NASTY) :]]
+    names = [featured.env_names[0], *NASTY, *featured.env_names[len(NASTY) + 1 :]]
+    assert list(featured.control) == [0]
     data = replace(featured, gene_names=genes, env_names=names)
     folder = tmp_path / "<b>run & 'co'"
     run(QUICK, data, folder)
     found = read(report.write([folder], tmp_path / "r.html", data, title=NASTY[0]))
     assert len(found.find("script")) == 1 and not found.find("img") and len(found.find("style")) == 1
     assert not [a for _, a in found.tags if any(k.startswith("on") for k in a)]
-    rows = [line[0].removesuffix(" control") for t in found.tables if t[0][0] == "Environment" for line in t]
+    rows = [line[0] for t in found.tables if t[0][0] == "Environment" for line in t]
     assert set(NASTY) <= set(rows)
     text = "".join(found.text)
+    assert folder.name in found.text  # of the section
     assert str(folder) in text and text.count(NASTY[0]) > 2 and "49" not in [r.strip() for r in rows]
     shown = {line[0] for t in found.tables if t[0] == ["Gene", "Weight"] for line in t[1:]}
     assert shown & set(NASTY) == set(NASTY) & set(  # those of them that are top genes are shown as they are
@@ -300,7 +322,7 @@ def test_an_unfinished_run_says_how_far_it_came(featured, runs, tmp_path):
     text = " ".join(read(report.write([tmp_path / "killed"], tmp_path / "r.html", featured)).text)
     assert "Not finished: 2 of 3 epochs." in text and "--resume" in text and "Learning curves" in text
     both = read(report.write([runs / "basic", tmp_path / "killed"], tmp_path / "both.html"))
-    assert both.table(["Metric", "basic", "environment"])[1][2] == "–"
+    assert {line[2] for line in both.table(["Metric", "basic", "killed"]) if line[0].startswith("loss")} == {"–"}
     # A finished run that is being continued for more epochs is not finished either.
     shutil.copytree(runs / "basic", tmp_path / "longer")
     config = json.loads((tmp_path / "longer" / "config.json").read_text())
@@ -331,27 +353,107 @@ def test_metrics_of_another_make_are_refused(runs, tmp_path, scores):
         report.write([tmp_path / "run"], tmp_path / "r.html")
 
 
-def test_of_many_models_the_best_six_are_shown_in_detail(runs, tmp_path):
-    """The others have their column, a grey curve, and a line that says how to see more."""
-    for k in range(8):
-        shutil.copytree(runs / "environment" / "seed0", tmp_path / f"r{k}")
-        config = json.loads((tmp_path / f"r{k}" / "config.json").read_text())
-        (tmp_path / f"r{k}" / "config.json").write_text(json.dumps(config | {"clip": 10.0 + k}))
-        history = pd.read_csv(tmp_path / f"r{k}" / "history.csv")
-        history.assign(valid_loss=history["valid_loss"] + (k * 5) % 8).to_csv(
-            tmp_path / f"r{k}" / "history.csv", index=False
-        )
-    found = read(report.write([tmp_path], tmp_path / "r.html"))
-    names = [f"environment, clip {10.0 + k}" for k in range(8)]
-    assert found.table(["Metric", *names])
-    lacking = [k for k in range(8) if (k * 5) % 8 >= 6]
-    hints = [t for t in found.text if t.startswith("Only the 6 models")]
-    shown = {f"r{k}-interventions" for k in range(8) if k not in lacking}
-    assert len(hints) == 2 and shown == {
+@pytest.fixture(scope="module")
+def many(runs, tmp_path_factory):
+    """Nineteen models in folders of long names, whose losses are not in that order."""
+    folder = tmp_path_factory.mktemp("many")
+    for k in range(19):
+        copy = folder / f"a_folder_of_a_rather_long_name_for_model_{k:02d}"
+        shutil.copytree(runs / "environment" / "seed0", copy)
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(config | {"clip": 10.00123456 + k}))
+        history = pd.read_csv(copy / "history.csv")
+        history.assign(valid_loss=history["valid_loss"] + (k * 5) % 19).to_csv(copy / "history.csv", index=False)
+    return folder, report.write([folder], folder / "r.html")
+
+
+def test_of_many_models_the_best_six_are_shown_in_detail(many):
+    """Sixteen have a look of their own; the others have their column, a grey curve, and a line on how to see more."""
+    folder, path = many
+    found = read(path)
+    table = found.table(["Metric"])
+    assert table[0] == ["Metric", *sorted(f.name for f in folder.iterdir() if f.is_dir())]
+    assert table[1] == ["clip", *(f"{10.00123456 + k:.3g}" for k in range(19))]
+    rank = [(k * 5) % 19 for k in range(19)]
+    shown = {f"r{k}-interventions" for k in range(19) if rank[k] < 6}
+    assert sum(t.startswith("Only the 6 models") for t in found.text) == 13 and shown == {
         name for a in found.find("h3") if (name := a.get("id", "")).endswith("interventions")
     }
-    assert len([a for a in found.find("path") if "thick s0" in a["class"]]) == 3 * 2
+    curves = Page("".join(re.findall(r"<svg viewBox.*?</svg></svg>", path.read_text(), re.DOTALL)))
+    looks = Counter(a["class"] for a in curves.find("path") if a["class"].startswith("line thick"))
+    own = {look: 3 for hue in range(1, 9) for look in (f"line thick s{hue}", f"line thick s{hue} dash")}
+    assert looks == own | {"line thick s0": 3 * 3}
     assert max(Counter(a["id"] for _, a in found.tags if "id" in a).values()) == 1
+
+
+def test_models_are_named_by_their_folders(runs, tmp_path):
+    def write(*places):
+        for k, place in enumerate(places):
+            shutil.copytree(runs / "environment" / "seed0", tmp_path / place)
+            config = json.loads((tmp_path / place / "config.json").read_text())
+            changed = {"clip": 10.0 + k, "epochs": 3} if "seed" not in place else {"seed": k}
+            (tmp_path / place / "config.json").write_text(json.dumps(config | changed))
+        return [group.name for group in configurations(find([tmp_path / place for place in places]))]
+
+    assert write("a/x", "b/x", "b/y") == ["a/x", "b/x", "y"]
+    assert write("one/mine/last", "two/mine/last") == ["one/mine/last", "two/mine/last"]
+    assert write("c/seed0", "c/seed1", "d/e") == ["c", "e"]  # as compare writes them
+    assert write("f/seed0", "f/seed1", "f/g") == ["seed0, seed1", "g"]
+    assert write("h/seed0") == ["h"]
+    assert write(*(f"i/seed{k}_" for k in range(5)), "i/z") == ["seed0_ … seed4_", "z"]
+
+
+def test_a_run_named_twice_is_one_run(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(runs)
+    given = [Path("basic"), runs / "basic", Path("environment/../basic")]
+    assert [run.path for run in find(given)] == [Path("basic")]
+    assert "One run on" in " ".join(read(report.write(given, tmp_path / "r.html")).text)
+
+
+def test_the_settings_that_differ_are_marked_and_rounded(runs, tmp_path):
+    for k, lr in enumerate((0.0012345678, 0.0056789123)):
+        shutil.copytree(runs / "environment" / "seed0", tmp_path / f"t{k}")
+        config = json.loads((tmp_path / f"t{k}" / "config.json").read_text())
+        (tmp_path / f"t{k}" / "config.json").write_text(json.dumps(config | {"lr": lr, "fractions": [0.8, 0.15, 0.05]}))
+    path = report.write([tmp_path], tmp_path / "r.html")
+    assert re.findall("<mark>(.*?)</mark>", path.read_text()) == 2 * ["0.00123"] + 2 * ["0.00568"]
+    assert read(path).table(["Metric", "t0", "t1"])[1] == ["lr", "0.00123", "0.00568"]
+    assert "0.8, 0.15, 0.05" in read(path).text
+    assert "<mark>" not in report.write([tmp_path / "t0"], tmp_path / "one.html").read_text()
+
+
+def test_a_legend_is_said_once_in_a_section(page):
+    text = page.read_text()
+    for section in re.findall(r'<p class="legend">.*?</section>', text, re.DOTALL):
+        labels = re.findall(r"</svg>([^<]+)</span>", section)
+        assert len(labels) == len(set(labels)) > 1
+    curves = re.search(r'id="curves".*?</section>', text, re.DOTALL)[0]
+    assert re.findall(r"</svg>([^<]+)</span>", curves) == [
+        "basic", "environment", "training", "held out", "epoch that was kept",
+    ]  # fmt: skip
+
+
+def test_runs_of_different_length_share_a_frame(runs, tmp_path):
+    """A run of 3 epochs beside one of 400: its end is in the frame, its start does not stretch it."""
+    for name in ("long", "short"):
+        shutil.copytree(runs / "environment" / "seed0", tmp_path / name)
+    history = pd.read_csv(tmp_path / "long" / "history.csv").iloc[[0] * 400]
+    decay = 10 + 990 * 0.9 ** np.arange(400)
+    history = history.assign(epoch=np.arange(400), valid_loss=decay, train_loss=decay)
+    history.to_csv(tmp_path / "long" / "history.csv", index=False)
+    short = pd.read_csv(tmp_path / "short" / "history.csv").assign(
+        valid_loss=[9e5, 9e4, 500], train_loss=[9e5, 9e4, 500]
+    )
+    short.to_csv(tmp_path / "short" / "history.csv", index=False)
+    config = json.loads((tmp_path / "long" / "config.json").read_text())
+    (tmp_path / "long" / "config.json").write_text(json.dumps(config | {"clip": 9.0}))
+    groups = configurations(find([tmp_path]))
+    loss = _curves(groups, _looks(groups))[0]
+    low, high = loss.ylim
+    late = decay[20:]
+    assert low < 10 and 500 < high < 500 + 0.06 * (500 - late.min()) and late.max() < high
+    drawn = [mark for mark in loss.marks if mark.kind == "dots"]
+    assert len(drawn) == 2 and all(len(mark.x) == 1 for mark in drawn)
 
 
 @pytest.mark.parametrize("parts", [{"train": 3}, {"by": None, "train": [1]}, {}])
@@ -370,7 +472,7 @@ def test_folders_without_runs_and_other_data_are_refused(runs, featured, tmp_pat
         report.write([tmp_path / "empty"], tmp_path / "r.html")
     with pytest.raises(ConfigError, match="no run"):
         report.write([], tmp_path / "r.html")
-    with pytest.raises(DataError, match="of other data"):
+    with pytest.raises(DataError, match=r"basic is a run on other data .* give the data it was fitted on .*streamed"):
         report.write([runs / "basic"], tmp_path / "r.html", featured.rows(range(100)))
     with pytest.raises(CheckpointError, match="cannot.*writ"):
         report.write([runs / "basic"], tmp_path)
@@ -392,11 +494,11 @@ def test_a_thousand_environments_stay_below_five_megabytes(tmp_path):
     assert out.stat().st_size < 5e6
     found = read(out)
     heat = next(t for t in found.tables if t[0][0] == "Environment" and "Shift" not in t[0])
-    assert len(heat) == 1 + 1000
-    assert "The first 100 of 1,000 rows." in " ".join(found.text)
+    assert len(heat) == 1 + 999
+    assert "The first 25 of 999 rows." in " ".join(found.text)
     text = out.read_text()
     rows = re.findall("<tr( hidden)?>", text[text.index('class="heat"') :].split("</table>")[0])[1:]
-    assert rows == [""] * 100 + [" hidden"] * 900
+    assert rows == [""] * 25 + [" hidden"] * 974
 
 
 def test_charts_place_marks_where_they_belong():
@@ -445,15 +547,49 @@ def test_colours_keep_the_contrast_people_need():
         paper, wash, ink = (channels(theme[name]) for name in ("paper", "wash", "ink"))
         for name in ("ink", "soft", "link"):
             assert min(contrast(channels(theme[name]), ground) for ground in (paper, wash)) >= 4.5
-        for name in ("s0", "s1", "s2", "s3", "s4", "s5", "s6", "up", "down"):
+        for name in (*(f"s{k}" for k in range(9)), "up", "down"):
             assert contrast(channels(theme[name]), paper) >= 3
         for name in ("up", "down"):
             assert contrast(ink, 0.6 * channels(theme[name]) + 0.4 * paper) >= 4.5
 
 
+# Machado, Oliveira and Fernandes (2009), severity 1, linear RGB.
+SEEN = {
+    "all cones": np.eye(3),
+    "no L cones": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "no M cones": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+}
+
+
+def oklab(rgb):
+    """Ottosson (2020), of linear RGB: distances are about those people see; 0.02 is just noticeable."""
+    cones = np.array([[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]])
+    lab = np.array([[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]])
+    return np.cbrt(np.clip(rgb, 0, 1) @ cones.T) @ lab.T
+
+
+@pytest.mark.parametrize("vision", SEEN)
+def test_models_have_hues_that_the_colour_blind_tell_apart(vision):
+    style = (Path(report.__file__).parent / "page.css").read_text()
+    light, dark = (
+        dict(re.findall(r"--(s[1-8]): (#\w{6});", part)) for part in re.split("color-scheme: dark", style, maxsplit=1)
+    )
+    for theme in (light, dark):
+        assert len(theme) == HUES
+        rgb = np.array([channels(colour) for colour in theme.values()])
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        lab = oklab(linear @ SEEN[vision].T)
+        apart = np.linalg.norm(lab[:, None] - lab, axis=-1)[np.triu_indices(HUES, 1)]
+        assert apart.min() > (0.12 if vision == "all cones" else 0.095)
+
+
 def test_numbers_are_short_and_have_a_true_minus():
-    assert [number(v) for v in (0, 0.05, -12.345, 31, 541.2, 123456, float("nan"))] == [
-        "0.00", "0.0500", "−12.3", "31.0", "541", "123,456", "–",
+    assert [number(v) for v in (0, 0.05, -0.25, 0.00012, -12.345, 31, 541.2, 123456, float("nan"))] == [
+        "0", "0.050", "−0.250", "0.0001", "−12.3", "31.0", "541", "123,456", "–",
     ]  # fmt: skip
     assert [signed(v) for v in (-0.001, 0.5, -3.14159, 12.34, float("inf"))] == ["0", "0.50", "−3.14", "12.3", "–"]
     assert [signed(v, 0.04) for v in (0.0301, -0.0004)] == ["0.0301", "−0.0004"]
@@ -467,6 +603,17 @@ def test_the_command_line_reports_on_a_streamed_run(featured, tmp_path):
     assert result.exit_code == 0 and str(tmp_path / "r.html") in result.output
     text = read(tmp_path / "r.html").text
     assert {"Mine", "Effects", "Gene programmes", "Posterior checks"} <= set(text)
+
+
+def test_a_streamed_run_and_one_in_memory_are_on_the_same_data(featured, tmp_path):
+    cge.write_h5ad(featured, tmp_path / "d.h5ad")
+    data = cge.read_h5ad(tmp_path / "d.h5ad")
+    run(QUICK, stream(tmp_path / "d.h5ad"), tmp_path / "streamed")
+    run(QUICK.model_copy(update={"seed": 1}), data, tmp_path / "memory")
+    found = read(report.write([tmp_path / "streamed", tmp_path / "memory"], tmp_path / "r.html", data))
+    assert found.table(["Metric"])[0] == ["Metric", tmp_path.name]
+    text = " ".join(found.text)
+    assert "2 runs of 1 model on data" in text and "different data" not in text
 
 
 class Browser:
@@ -501,9 +648,21 @@ class Browser:
         self.call("/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": size})
         self.call("/url", {"url": "about:blank"})
         self.call("/url", {"url": path.as_uri() + fragment})
+        while not self.do("return location.protocol == 'file:' && document.readyState == 'complete'"):
+            time.sleep(0.01)  # the driver may answer while the blank page is still there
 
     def do(self, script):
         return self.call("/execute/sync", {"script": script, "args": []})
+
+    def wait(self, script):
+        """Run until the script calls ``done``."""
+        script = f"const done = arguments[arguments.length - 1]; {script}"
+        return self.call("/execute/async", {"script": script, "args": []})
+
+    def tap(self, x, y):
+        for kind, points in (("touchStart", [{"x": x, "y": y}]), ("touchEnd", [])):
+            body = {"cmd": "Input.dispatchTouchEvent", "params": {"type": kind, "touchPoints": points}}
+            self.call("/goog/cdp/execute", body)
 
     def complaints(self):
         return self.call("/se/log", {"type": "browser"})
@@ -527,12 +686,13 @@ VISIBLE = """return [...document.querySelectorAll("table[data-rows]")].map(t =>
 def test_search_filters_rows_in_a_browser(browser, page, featured):
     browser.open(page, 1280)
     everything = browser.do(VISIBLE)
-    assert len(everything) == 4 and len(everything[0]) == featured.n_envs
+    assert len(everything) == 4 and len(everything[0]) == featured.n_envs - len(featured.control)
     browser.do("const i = document.querySelector('#search'); i.value = 'ENV 1'; i.dispatchEvent(new Event('input'))")
     typed, link = browser.do(VISIBLE), browser.do("return location.hash")
-    assert typed == [[name for name in table if "env 1" in name] for table in everything] and all(typed)
+    full = [[line[0] for line in t[1:]] for t in read(page).tables if t[0][0] == "Environment"]
+    assert typed == [[name for name in table if "env 1" in name] for table in full] and all(typed)
     status = browser.do("return [...document.querySelectorAll('[data-count]')].map(e => e.textContent)")
-    assert status[0] == f"{len(typed[0])} of {featured.n_envs} rows match “ENV 1”."
+    assert status[0] == f"{len(typed[0])} of {len(full[0])} rows match “ENV 1”."
     browser.open(page, 1280, link)
     assert browser.do(VISIBLE) == typed
     browser.open(page, 1280, "#search=%E0%A4%A")  # no valid escape: searched for as it is
@@ -546,7 +706,7 @@ def test_long_tables_open_on_demand_in_a_browser(browser, page, tmp_path):
     extra = "".join(row.replace("env 1<", f"other {k}<").replace("<tr>", "<tr hidden>") for k in range(200))
     (tmp_path / "long.html").write_text(text.replace(row, row + extra, 1))
     browser.open(tmp_path / "long.html", 1280)
-    assert len(browser.do(VISIBLE)[0]) == 100
+    assert len(browser.do(VISIBLE)[0]) == SHOWN
     browser.do("[...document.querySelectorAll('.more button')].find(b => !b.hidden).click()")
     assert len(browser.do(VISIBLE)[0]) > 200
     assert browser.complaints() == []
@@ -563,6 +723,47 @@ def test_the_page_never_scrolls_sideways(browser, page, width):
     ticks = browser.do("""return Math.min(...[...document.querySelectorAll("svg[viewBox]")].map(e =>
         16 * e.getBoundingClientRect().width / e.viewBox.baseVal.width))""")
     assert smallest >= 15.5 and ticks >= 14
+    assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_many_models_of_long_names_fit_a_phone(browser, many, width):
+    browser.open(many[1], width)
+    assert browser.do("return [document.scrollingElement.scrollWidth <= innerWidth, innerWidth]") == [True, width]
+    inside = browser.do("""return [...document.querySelectorAll(".cards")].filter(t => t.checkVisibility()).map(t =>
+        t.closest(".box").scrollWidth <= t.closest(".box").clientWidth)""")
+    assert inside == [width == 390]  # one card a metric, and nothing to the right of it
+    assert browser.complaints() == []
+
+
+def test_what_lies_to_the_right_is_announced_until_it_is_seen(browser, many):
+    browser.open(many[1], 1280)
+    hint = """const box = document.querySelector(".box");
+        return [box.classList.contains("beyond"), getComputedStyle(box, "::before").content]"""
+    assert browser.do(hint) == [True, '"Scroll sideways for more →"']
+    scrolled = browser.wait("""const box = document.querySelector(".box");
+        box.addEventListener("scroll", () => requestAnimationFrame(() => done(true)), {once: true});
+        box.scrollLeft = box.scrollWidth""")
+    assert scrolled and browser.do(hint) == [False, "none"]
+
+
+def test_a_tap_reads_out_a_cell(browser, page):
+    browser.open(page, 390)
+    assert "Tap or click a cell" in " ".join(read(page).text)
+    where = browser.do("""const cell = document.querySelector(".heat tbody").rows[1].cells[2];
+        cell.scrollIntoView({block: "center"}); const r = cell.getBoundingClientRect();
+        return [r.x + r.width / 2, r.y + r.height / 2]""")
+    shown = """const out = document.querySelector(".readout"), box = out.getBoundingClientRect();
+        return [out.checkVisibility() && box.left >= 0 && box.right <= innerWidth && box.bottom <= innerHeight,
+                out.textContent, document.querySelectorAll("td.read").length]"""
+    assert browser.do(shown) == [False, "", 0]
+    browser.tap(*where)
+    line = section_table(page, "r0-interventions")
+    row = line.tables[0][2]
+    title = line.find("td")[len(row)]["title"]  # its second
+    assert browser.do(shown) == [True, f"{row[0]}, latent 1: {row[2]} · {title}", 1]
+    browser.tap(*where)
+    assert browser.do(shown)[0] is False and browser.do(shown)[2] == 0
     assert browser.complaints() == []
 
 

@@ -169,7 +169,7 @@ def test_something_must_be_held_out(data):
 
 
 def test_processes_of_torchrun_are_sent_to_the_storage(data, monkeypatch):
-    monkeypatch.setattr("pyro_cge.tune.joined", lambda: nullcontext(World(1, 2)))
+    monkeypatch.setattr("pyro_cge.train.distributed.joined", lambda: nullcontext(World(1, 2)))
     with pytest.raises(ConfigError, match="not by torchrun .2 processes here"):
         tune(QUICK, data, {"lr": "1e-4..1e-2"})
 

@@ -1,4 +1,4 @@
-"""The command line: ``pyro-cge demo | simulate | prepare | fit | compare | tune | predict | report | discover | impute | rank-drugs``.
+"""The command line: ``pyro-cge demo | simulate | prepare | fit | compare | tune | predict | report | discover | impute | rank-drugs | settings``.
 
 Heavy packages are imported inside the commands, so that ``--help`` answers at once.
 """
@@ -10,7 +10,7 @@ import sys
 import typer
 
 from ..errors import PyroCgeError
-from . import models, reports, screens  # noqa: F401 (they register their commands)
+from . import models, reports, screens, settings  # noqa: F401 (they register their commands)
 from .options import app
 
 

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from .options import Config, Control, Data, Device, EnvKey, Out, Overrides, Seed, app, new_folder, show
+from ..folders import check_finished, check_new, check_run
+from .options import (
+    Config,
+    Control,
+    Data,
+    Device,
+    EnvKey,
+    Out,
+    Overrides,
+    Seed,
+    Stream,
+    app,
+    read,
+    readable,
+    say,
+    show,
+    there,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,9 +40,9 @@ def demo(
     epochs: Annotated[int, typer.Option(help="Training epochs a model.")] = 80,
 ) -> None:
     """Simulate a cell, fit basic, conditional and Environment VAE, compare them with the truth."""
+    check_new(out)
     from ..demo import demo as run_demo
 
-    new_folder(out)
     table = run_demo(out, seed=seed, epochs=epochs, say=typer.echo)
     show(table)
     typer.echo(f"figures and runs are in {out}/")
@@ -35,16 +52,18 @@ def demo(
 def simulate(
     out: Out = Path("simulated.h5ad"),
     graph: Annotated[
-        str, typer.Option(help="Latent graph: 'growing network', 'chain', 'empty', ...")
+        str, typer.Option(help="Latent graph: 'growing network', 'chain', 'empty', 'erdos renyi', 'scale free', ...")
     ] = "growing network",
-    latents: int = 5,
-    genes: int = 100,
-    environments: int = 25,
-    per_env: int = 200,
+    latents: Annotated[int, typer.Option(help="Latent causes.")] = 5,
+    genes: Annotated[int, typer.Option(help="Genes.")] = 100,
+    environments: Annotated[int, typer.Option(help="Environments beside the control.")] = 25,
+    per_env: Annotated[int, typer.Option(help="Profiles of each environment.")] = 200,
     variance: Annotated[float, typer.Option(help="Variance of the random shifts.")] = 5.0,
-    mechanism: str = "noisy linear",
-    decoder: str = "neural",
-    seed: int = 0,
+    mechanism: Annotated[
+        str, typer.Option(help="Of a latent cause: linear, 'noisy linear', neural, binary, ...")
+    ] = "noisy linear",
+    decoder: Annotated[str, typer.Option(help="From causes to genes: linear or neural.")] = "neural",
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
     """Simulate expression under random noise interventions, truth included, as an .h5ad file."""
     from .. import simulate as simulator
@@ -67,33 +86,43 @@ def simulate(
 
 @app.command()
 def prepare(
-    sources: Annotated[list[Path], typer.Argument(help="GCT or GCTX files.")],
+    sources: Annotated[list[Path], typer.Argument(callback=there, help="GCT or GCTX files, .gz or not.")],
     out: Out = Path("prepared.h5ad"),
-    side_table: Annotated[list[Path], typer.Option(help="GEO tables (inst_info, sig_info, pert_info, ...).")] = [],  # noqa: B006
+    side_table: Annotated[
+        list[Path], typer.Option(callback=there, help="GEO tables (inst_info, sig_info, pert_info, ...).")
+    ] = [],  # noqa: B006
     by: Annotated[list[str], typer.Option(help="Columns that make an environment.")] = ["perturbagen"],  # noqa: B006
     features: Annotated[list[str], typer.Option(help="fingerprint, similarity, log_dose, time, cell_line, ...")] = [],  # noqa: B006
-    smiles: Annotated[Path | None, typer.Option(help="Table of perturbagen and smiles.")] = None,
+    smiles: Annotated[Path | None, typer.Option(callback=there, help="Table of perturbagen and smiles.")] = None,
     control: Annotated[list[str], typer.Option(help="Names of control environments.")] = [],  # noqa: B006
     genes: Annotated[str | None, typer.Option(help="'intersection' where files differ in genes.")] = None,
-    config: Annotated[Path | None, typer.Option("--filters", help="YAML file of filters.")] = None,
+    gene_id: Annotated[
+        str | None, typer.Option(help="Column of the genes' metadata to name them by (pr_gene_id, pr_gene_symbol).")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--filters", callback=there, help="YAML file of filters (pyro-cge settings prepare).")
+    ] = None,
     overrides: Annotated[list[str], typer.Option("--set", help="A filter: landmarks=true, times=[24], ...")] = [],  # noqa: B006
     level: Annotated[int | None, typer.Option(help="Level of the data: 3, 4 or 5.")] = None,
 ) -> None:
     """Make one .h5ad file of L1000 GCT or GCTX files, with a manifest of what was read and removed."""
     from ..config import read_settings
     from ..data.filters import Filters
+
+    filters = read_settings(Filters, config, overrides)
     from ..data.prepare import prepare as prepare_files
 
     manifest = prepare_files(
         sources,
         out,
         side_tables=side_table,
-        filters=read_settings(Filters, config, overrides),
+        filters=filters,
         by=by,
         features=features,
         smiles=smiles,
         control=control or None,
         genes=genes,
+        gene_id=gene_id,
         level=level,
     )
     for row in manifest["removed"]:
@@ -117,28 +146,29 @@ def fit(
     overrides: Overrides = [],  # noqa: B006
     seed: Seed = None,
     device: Device = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    stream: Annotated[
-        bool,
-        typer.Option("--stream", help="Read expression as training goes: files beyond memory (.h5ad, .zarr, .gctx)."),
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, if there is one.")] = False,
+    stream: Stream = False,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard logs (extra: tensorboard).")] = None,
     env_key: EnvKey = None,
     control: Control = [],  # noqa: B006
 ) -> None:
     """Fit one model and write a run folder; under torchrun, in several processes."""
+    from ..config import RunConfig, read_settings
+
+    settings = read_settings(RunConfig, config, overrides, model=model, seed=seed)
+    readable(data, stream)
+    begun = check_run(settings.model_dump(mode="json"), out, resume)
     from contextlib import nullcontext
 
-    from ..config import RunConfig, read_settings
     from ..runs import run
     from ..train.distributed import first_process
     from ..train.tensorboard import TensorBoardLog
 
-    settings = read_settings(RunConfig, config, overrides, model=model, seed=seed)
+    if resume and not begun and first_process():
+        say(f"{out} holds no run yet: starting anew")
     with TensorBoardLog(tensorboard) if tensorboard is not None and first_process() else nullcontext() as log:
-        _, scores = run(
-            settings, _read(data, env_key, stream, control), out, device=device, resume=resume, on_record=log
-        )
+        content = read(data, env_key, stream, control)
+        _, scores = run(settings, content, out, device=device, resume=resume, progress=True, on_record=log)
     if first_process():
         show(_table(scores))
         typer.echo(f"run folder: {out}")
@@ -157,16 +187,20 @@ def compare(
     out: Out = Path("runs/compare"),
     config: Config = None,
     overrides: Overrides = [],  # noqa: B006
-    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 1,
     device: Device = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue in --out: fits that are finished stay, more models and seeds may join."
+        ),
+    ] = False,
+    stream: Stream = False,
     env_key: EnvKey = None,
     control: Control = [],  # noqa: B006
 ) -> None:
     """Fit several models on the same data and split, and compare them in one table."""
     from ..config import RunConfig, read_settings
-    from ..runs import run
-    from ..train.checkpoint import write_json
-    from ..train.distributed import joined
 
     names = [name.strip() for name in models.split(",")]
     plans = {
@@ -174,14 +208,26 @@ def compare(
         for name in names
         for seed in range(seeds)
     }
+    readable(data, stream)
+    if not resume:
+        check_new(out)
+    for (name, seed), plan in plans.items():
+        check_run(plan.model_dump(mode="json"), out / name / f"seed{seed}", resume)
+    from ..runs import run
+    from ..train.checkpoint import write_json
+    from ..train.distributed import joined
+
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     with joined() as world:
-        world.once(partial(new_folder, out))
-        content = _read(data, env_key, control=control)
+        if not resume:
+            world.once(partial(check_new, out))
+        elif world.first and not out.exists():
+            say(f"{out} holds no run yet: starting anew")
+        content = read(data, env_key, stream, control)
         for (name, seed), plan in plans.items():
             if world.first:
-                typer.echo(f"{name}, seed {seed}")
-            _, scores = run(plan, content, out / name / f"seed{seed}", device=device)
+                say(f"{name}, seed {seed}")
+            _, scores = run(plan, content, out / name / f"seed{seed}", device=device, resume=resume, progress=True)
             results[name].append(next(scores[part] for part in ("test", "valid", "train") if part in scores))
         if not world.first:
             return
@@ -198,7 +244,9 @@ def tune(
     data: Data,
     model: Annotated[str | None, typer.Argument(help="A preset; default that of --config.")] = None,
     out: Out = Path("runs/tune"),
-    space: Annotated[Path | None, typer.Option(help="YAML file of what to vary, 'lr: 1e-4..1e-2:log' a line.")] = None,
+    space: Annotated[
+        Path | None, typer.Option(callback=there, help="YAML file of what to vary, 'lr: 1e-4..1e-2:log' a line.")
+    ] = None,
     vary: Annotated[
         list[str], typer.Option(help="setting=low..high, setting=low..high:log or setting=a|b; may be repeated.")
     ] = [],  # noqa: B006
@@ -211,38 +259,54 @@ def tune(
     overrides: Overrides = [],  # noqa: B006
     seed: Seed = None,
     device: Device = None,
+    stream: Stream = False,
     env_key: EnvKey = None,
     control: Control = [],  # noqa: B006
 ) -> None:
-    """Look for the settings of a model that explain held-out profiles best (Optuna)."""
+    """Look for the settings of a model that explain held-out profiles best (Optuna).
+
+    The folder gets best.yaml (settings of the best trial, its epochs too, for fit --config), trials.csv and space.yaml.
+    """
     from ..config import RunConfig, read_settings
-    from ..tune import read_space
+    from ..tune import laws, read_space, still_improving
     from ..tune import tune as search
 
     settings = read_settings(RunConfig, config, overrides, model=model, seed=seed)
     varied = read_space(space, vary)
+    laws(settings, varied)
+    readable(data, stream)
     if storage is None:  # a shared study's processes may share the folder too
-        new_folder(out)
-    content = _read(data, env_key, control=control)
+        check_new(out)
+    content = read(data, env_key, stream, control)
     found = search(settings, content, varied, trials=trials, storage=storage, study=study, device=device, out=out)
     ends = Counter(trial.state.name.lower() for trial in found.trials)
     typer.echo(f"{len(found.trials)} trials ({', '.join(f'{n} {name}' for name, n in ends.items())})")
     typer.echo(f"best: {found.best_value:.5g} nats a held-out profile, {found.best_params}")
     chosen = found.best_params.get("model", settings.model)
-    typer.echo(f"settings: pyro-cge fit {chosen} --data {data} --config {out / 'best.yaml'}")
+    words = ["pyro-cge", "fit", chosen, "--data", data, "--config", out / "best.yaml", "--out", out / "best"]
+    words += ["--stream"] * stream + ([] if env_key is None else ["--env-key", env_key])
+    words += [word for name in control for word in ("--control", name)]
+    typer.echo(f"fit it: {shlex.join(map(str, words))}")
+    if still_improving(settings, found):
+        typer.echo("its loss still fell in its last epoch: add --set epochs=N to train longer than the search did")
 
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[Path, typer.Argument(callback=there, help="A run folder.")],
     out: Out = Path("predictions.csv"),
-    data: Annotated[Path | None, typer.Option("--data", help="An .h5ad whose environments to predict.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", callback=there, help="An .h5ad whose environments to predict.")
+    ] = None,
     environment: Annotated[list[str], typer.Option(help="Environments of the training data, by name.")] = [],  # noqa: B006
-    samples: Annotated[int, typer.Option(help="Monte Carlo samples of the noise.")] = 100,
-    seed: int = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Monte Carlo samples of the noise.")] = 100,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     env_key: EnvKey = None,
 ) -> None:
     """Predict expression in environments, without seeing any of their profiles; one CSV row an environment."""
+    check_finished(run)
+    if data is not None:
+        readable(data)
     import pandas as pd
 
     from ..runs import load_fit
@@ -251,7 +315,7 @@ def predict(
     fitted = load_fit(run)
     posterior = fitted.posterior(fitted.schema)
     if data is not None:
-        wanted: Any = _read(data, env_key).schema()
+        wanted: Any = read(data, env_key).schema()
         names = list(wanted.env_names)
     else:
         wanted = list(environment) or None
@@ -260,20 +324,6 @@ def predict(
     table = pd.DataFrame(values.numpy(), index=pd.Index(names, name="environment"), columns=fitted.schema.gene_names)
     write_atomically(out, table.to_csv().encode())
     typer.echo(f"{out}: {len(table):,} environments × {table.shape[1]:,} genes")
-
-
-def _read(path: Path, env_key: str | None, streamed: bool = False, control: Sequence[str] = ()) -> Any:
-    if streamed:
-        from ..data.opening import stream
-
-        return stream(path, env_key, control=list(control) or None)
-    if {".csv", ".tsv", ".txt"} & set(path.suffixes):
-        from ..data.tables import read_table
-
-        return read_table(path, env_column=env_key or "environment", control=list(control) or None)
-    from ..data.anndata import read_h5ad
-
-    return read_h5ad(path, env_key=env_key, control=list(control) or None)
 
 
 def _table(columns: dict[str, dict[str, float]]) -> pd.DataFrame:

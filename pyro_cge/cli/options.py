@@ -1,17 +1,54 @@
-"""The application, the options its commands share, and what they print."""
+"""The application, the options its commands share, and what they print.
+
+Mistakes that can be seen without the data (paths, settings, folders) are told before anything heavy is loaded.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+from ..errors import PyroCgeError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+TABLES = {".csv", ".tsv", ".txt"}
+# Arguments of functions whose option is called otherwise.
+OPTIONS = {"env_column": "--env-key", "env": "--env-key", "keys": "--context-key and --action-key"}
+
+
+class Commands(TyperGroup):
+    """Errors name the arguments of functions; here they get the names a terminal knows."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PyroCgeError as error:
+            parameters = self.commands[str(ctx.invoked_subcommand)].params
+            options = {str(p.name): p.opts[0] for p in parameters if p.opts[0].startswith("--")}
+            error.args = (in_options(str(error), OPTIONS | options), *error.args[1:])
+            raise
+
+
+def in_options(message: str, options: dict[str, str]) -> str:
+    """``message`` with options in place of ``argument=`` and, unless quoted, of ``an_argument`` with an underscore."""
+    for name, option in options.items():
+        bare = r"|(?![\w'\"/=-]|\.\w)" if "_" in name else ""
+        for pattern, words in ((r"=(?=['\"\w])", f"{option} "), (f"(?:={bare})", option)):
+            message = re.sub(rf"(?<![\w'\"/.-]){name}{pattern}", words, message)
+    return message
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Cell causal embeddings: fit environment-conditioned latent-variable models, inspect latent interventions.",
     no_args_is_help=True,
     add_completion=False,
@@ -19,32 +56,91 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def there(paths: Any) -> Any:
+    """Refuse paths of files or folders that do not exist.
+
+    Raises
+    ------
+    DataError
+    """
+    from ..errors import DataError
+
+    for path in [paths] if isinstance(paths, str | Path) else paths or []:
+        if not os.path.exists(path):  # as False where a name is too long, unlike Path.exists
+            raise DataError(f"{path}: no such file; check the path")
+    return paths
+
+
 Out = Annotated[Path, typer.Option("--out", help="Where to write.")]
 Data = Annotated[
     Path,
-    typer.Option("--data", help="An .h5ad file (pyro-cge prepare or simulate, or your own), or a CSV or TSV table."),
+    typer.Option(
+        "--data",
+        callback=there,
+        help="An .h5ad file (pyro-cge prepare or simulate, or your own), or a CSV or TSV table with a row a profile, a "
+        "column a gene, and a column 'environment' (or --env-key). Elsewhere: pyro-cge prepare.",
+    ),
 ]
-EnvKey = Annotated[str | None, typer.Option(help="obs column that names the environment (files not written by us).")]
+Stream = Annotated[
+    bool,
+    typer.Option("--stream", help="Read expression as it is needed: files beyond memory (.h5ad, .zarr, .gctx)."),
+]
+EnvKey = Annotated[str | None, typer.Option(help="Column that names the environment (files not written by us).")]
 Control = Annotated[
     list[str], typer.Option("--control", help="Control environment, may be repeated (files not written by us).")
 ]
-Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")]
-Overrides = Annotated[list[str], typer.Option("--set", help="key=value, may be repeated.")]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", callback=there, help="YAML file of settings; pyro-cge settings prints them all."),
+]
+Overrides = Annotated[list[str], typer.Option("--set", help="A setting, key=value; may be repeated.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...")]
 
 
-def new_folder(path: Path) -> None:
-    """Refuse a folder that holds something.
+def kind_of(path: Path) -> str:
+    """``.h5ad``, ``.csv``, ...: the last suffix, compression aside."""
+    return next((s.lower() for s in reversed(path.suffixes) if s.lower() not in (".gz", ".bz2", ".xz", ".zip")), "")
+
+
+def readable(path: Path, streamed: bool = False) -> None:
+    """Refuse a kind of file that :func:`read` does not read.
 
     Raises
     ------
-    ConfigError
+    DataError
     """
-    from ..errors import ConfigError
+    from ..errors import DataError
 
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} exists and is not an empty folder: choose another with --out, or remove it")
+    kind = kind_of(path)
+    if kind == ".gct":
+        raise DataError(f"{path}: make an .h5ad file of it with pyro-cge prepare")
+    if streamed and kind in TABLES:
+        raise DataError(f"{path}: --stream reads .h5ad, .zarr and .gctx; leave it out, tables are read into memory")
+    if not streamed and (path.is_dir() or kind in (".gctx", ".zarr")):
+        raise DataError(f"{path}: folders, .zarr and .gctx are read with --stream; .gctx also by pyro-cge prepare")
+
+
+def read(path: Path, env_key: str | None, streamed: bool = False, control: Sequence[str] = ()) -> Any:
+    """Profiles of a data file, in memory or streamed."""
+    readable(path, streamed)
+    if streamed:
+        from ..data.opening import stream
+
+        return stream(path, env_key, control=list(control) or None)
+    if kind_of(path) in TABLES:
+        from ..data.tables import read_table
+
+        return read_table(path, env_column=env_key or "environment", control=list(control) or None)
+    from ..data.anndata import read_h5ad
+
+    return read_h5ad(path, env_key=env_key, control=list(control) or None)
+
+
+def say(line: str) -> None:
+    """A line on standard error: how things go, not what came out."""
+    typer.echo(line, err=True)
 
 
 def show(table: pd.DataFrame) -> None:

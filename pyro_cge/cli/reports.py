@@ -7,21 +7,22 @@ from typing import Annotated
 
 import typer
 
-from .models import _read
-from .options import Control, EnvKey, Out, app
+from .options import Control, EnvKey, Out, Stream, app, read, there
 
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of them (of compare, of demo).")],
+    runs: Annotated[
+        list[Path], typer.Argument(callback=there, help="Run folders, or folders of them (of compare, of demo).")
+    ],
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="The data of the runs: adds effects, gene programmes and posterior checks."),
+        typer.Option(
+            "--data", callback=there, help="The data of the runs: adds effects, gene programmes and posterior checks."
+        ),
     ] = None,
     out: Out = Path("report.html"),
-    stream: Annotated[
-        bool, typer.Option("--stream", help="For runs of pyro-cge fit --stream (their data have a hash of their own).")
-    ] = False,
+    stream: Stream = False,
     env_key: EnvKey = None,
     control: Control = [],  # noqa: B006
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
@@ -29,5 +30,5 @@ def report(
     """Write a report on runs: one HTML file that needs no network, for screens, phones and print."""
     from ..report import write
 
-    path = write(runs, out, None if data is None else _read(data, env_key, stream, control), title=title)
+    path = write(runs, out, None if data is None else read(data, env_key, stream, control), title=title)
     typer.echo(f"{path}: {path.stat().st_size / 1e3:,.0f} kB; open it in a browser")

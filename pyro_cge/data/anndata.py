@@ -85,7 +85,10 @@ def from_anndata(
     kept = adata.uns.get(UNS_KEY)
     if env_key is None or (env_key == ENV_KEY and kept is not None):
         if kept is None:
-            raise DataError(f"env_key: this AnnData is not from to_anndata; give one of obs: {_listed(adata.obs)}")
+            raise DataError(
+                f"no environments: this AnnData is not one that pyro_cge wrote; name their column with env_key=, one of obs: "
+                f"{_listed(adata.obs)}"
+            )
         return _own(adata, kept, x, genes, features_key, control)
     if env_key not in adata.obs.columns:
         raise DataError(f"env_key {env_key!r} is not a column of obs; there are {_listed(adata.obs)}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
@@ -211,11 +212,7 @@ class EnvironmentData:
         return self.n
 
     def __repr__(self) -> str:
-        features = "no features" if self.n_features is None else f"{self.n_features} features"
-        return (
-            f"EnvironmentData({self.n:,} profiles × {self.g:,} genes, {self.n_envs:,} environments "
-            f"({len(self.control)} control, {features}){', with truth' if self.truth else ''})"
-        )
+        return f"EnvironmentData({summary(self.n, self.g, self)})"
 
     @cached_property
     def env_counts(self) -> Tensor:
@@ -231,13 +228,8 @@ class EnvironmentData:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the numbers and names, to tell data sets apart."""
-        sha = hashlib.sha256()
-        for tensor in (self.x, self.env, self.env_features):
-            if tensor is not None:
-                sha.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
-        sha.update(repr([list(self.gene_names), list(self.env_names), self.control]).encode())
-        return sha.hexdigest()
+        """SHA-256 of the numbers and names, to tell data sets apart; the same in memory and streamed."""
+        return digest_of([self.x], self.gene_names, self)
 
     @property
     def shuffling(self) -> None:
@@ -381,6 +373,25 @@ def _unique_names(names: Sequence[str], field_name: str) -> pd.Index:
     if index.has_duplicates:
         raise DataError(f"{field_name} has duplicates: {some(index[index.duplicated()].unique())}")
     return index
+
+
+def digest_of(blocks: Iterable[Tensor], gene_names: Sequence[str], table: EnvironmentData) -> str:
+    """SHA-256 of expression ``[n, g]``, given in blocks of rows, and of what ``table`` knows of environments."""
+    sha = hashlib.sha256()
+    for tensor in itertools.chain(blocks, (table.env, table.env_features)):
+        if tensor is not None:
+            sha.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+    sha.update(repr([list(gene_names), list(table.env_names), table.control]).encode())
+    return sha.hexdigest()
+
+
+def summary(n: int, g: int, table: EnvironmentData) -> str:
+    """Sizes of ``n`` profiles of ``g`` genes with the environments of ``table``, for people."""
+    features = "no features" if table.n_features is None else f"{table.n_features} features"
+    return (
+        f"{n:,} profiles × {g:,} genes, {table.n_envs:,} environments ({len(table.control)} control, {features})"
+        f"{', with truth' if table.truth else ''}"
+    )
 
 
 def some(names: Sequence[str], limit: int = 5) -> str:

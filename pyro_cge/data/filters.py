@@ -22,34 +22,25 @@ class Filters(BaseModel):
 
     Controls (``ctl_vehicle``, ``ctl_untrt``, ``ctl_vector``) pass the filters of dose and signature quality: they
     have no dose, and a weak signature is what makes them controls.
-
-    Parameters
-    ----------
-    landmarks : bool
-        Only the 978 measured genes, as the gene metadata says.
-    pert_types, cell_lines : sequences of str, optional
-        Perturbation types (``trt_cp``, ``trt_sh``, ``ctl_vehicle``, ...; case does not matter) and cell lines.
-    times : sequence of float, optional
-        Hours.
-    doses : (low, high), optional
-        Inclusive range in µM.
-    min_tas, min_distil_cc_q75, min_distil_ss : float, optional
-        Least transcriptional activity score, replicate correlation and signature strength. Missing is below.
-    min_profiles_per_environment : int, optional
-        Environments with fewer profiles, after all other filters, are left out.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    landmarks: bool = False
-    pert_types: tuple[str, ...] | None = None
-    cell_lines: tuple[str, ...] | None = None
-    times: tuple[float, ...] | None = None
-    doses: tuple[float, float] | None = None
-    min_tas: float | None = None
-    min_distil_cc_q75: float | None = None
-    min_distil_ss: float | None = None
-    min_profiles_per_environment: int | None = Field(default=None, ge=1)
+    landmarks: bool = Field(default=False, description="Only the 978 measured genes, as the gene metadata says")
+    pert_types: tuple[str, ...] | None = Field(
+        default=None, description="Perturbation types: [trt_cp, trt_sh, ctl_vehicle, ...]; case does not matter"
+    )
+    cell_lines: tuple[str, ...] | None = Field(default=None, description="Names of cell lines")
+    times: tuple[float, ...] | None = Field(default=None, description="Hours")
+    doses: tuple[float, float] | None = Field(default=None, description="Lowest and highest, in µM")
+    min_tas: float | None = Field(default=None, description="Least transcriptional activity score; missing is below")
+    min_distil_cc_q75: float | None = Field(
+        default=None, description="Least correlation of replicates; missing is below"
+    )
+    min_distil_ss: float | None = Field(default=None, description="Least strength of a signature; missing is below")
+    min_profiles_per_environment: int | None = Field(
+        default=None, ge=1, description="Environments with fewer are left out, after all other filters"
+    )
 
 
 def apply(

@@ -57,7 +57,7 @@ class Expression:
             value = "missing (NaN or -666)" if np.isnan(self.x[row, gene]) else str(self.x[row, gene])
             raise DataError(
                 f"{self.source}: gene {self.var.index[gene]!r} of profile {self.obs.index[row]!r} is {value}; "
-                "leave the gene or the profile out (genes=, profiles=), or impute it first"
+                "leave the gene or the profile out, or impute it first"
             )
 
     @property

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,7 +12,6 @@ import numpy as np
 import scipy.sparse
 
 from ..errors import DataError
-from .files import sha256
 
 READ_BYTES = 8 * 2**20  # read at a time
 SKIP_BYTES = 64 * 2**10  # fewer bytes than this between two wanted rows are read along: a call costs more
@@ -105,16 +102,6 @@ class DiskMatrix:
         return DiskMatrix(
             path, key, shape, encoding == "csr_matrix", max(row_bytes, 1.0), max(int(chunk_rows), 1), missing
         )
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the file's bytes, read once; of a zarr folder, of its files' names and bytes."""
-        if not self.path.is_dir():
-            return sha256(self.path)
-        sha = hashlib.sha256()
-        for path in sorted(p for p in self.path.rglob("*") if p.is_file()):
-            sha.update(f"{path.relative_to(self.path).as_posix()} {sha256(path)}\n".encode())
-        return sha.hexdigest()
 
     def read(self, rows: np.ndarray, columns: np.ndarray | None = None) -> Rows:
         """Rows (ascending, distinct) and columns (default all): dense float32 ``[m, g]``, or CSR in the file's dtype.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,13 +15,16 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .environment import Batch, EnvironmentData, Truth
+from .environment import Batch, EnvironmentData, Truth, digest_of, summary
 from .moments import GeneMoments
 from .on_disk import READ_BYTES, DiskMatrix, Rows
 
 T = TypeVar("T")
 
 IN_MEMORY = 4 * 2**30  # bytes: more than this is not read at once
+HASHED_FILES = (
+    " (or it is of streamed data and an earlier version, which hashed the file and not its numbers: start anew)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +73,8 @@ class StreamedData:
     def __repr__(self) -> str:
         kind = "sparse" if self.matrix.sparse else "dense"
         return (
-            f"StreamedData({self.n:,} profiles × {self.g:,} genes, {self.n_envs:,} environments, {kind} in "
-            f"{self.matrix.path.name}; {self.shuffling or 'shuffled as a whole'})"
+            f"StreamedData({summary(self.n, self.g, self.table)}; {kind} in {self.matrix.path.name}, "
+            f"{self.shuffling or 'shuffled as a whole'})"
         )
 
     # What is known without reading expression
@@ -159,18 +161,9 @@ class StreamedData:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over that of the file, the rows and genes chosen, and what is known of environments.
-
-        The file is read once, and not again for parts of the data.
-        """
-        sha = hashlib.sha256(self.matrix.digest.encode())
-        sha.update(np.ascontiguousarray(self.positions).data)
-        sha.update(self.table.digest.encode())
-        sha.update(repr([self.matrix.key, list(self.gene_names)]).encode())
-        for tensor in (self.mean, self.scale):
-            if tensor is not None:
-                sha.update(tensor.cpu().numpy().data)
-        return sha.hexdigest()
+        """SHA-256 of the numbers and names, that of the same data in memory: one pass over the profiles, when asked."""
+        data = self.to("cpu")
+        return digest_of(data.blocks(), data.gene_names, data.table)
 
     # Shuffling
 
@@ -257,7 +250,9 @@ class StreamedData:
         return replace(self.table, x=self.x, gene_names=self.gene_names)
 
     def _batch(self, index: Tensor, x: Tensor) -> Batch:
-        x = x.to(self.device)
+        if self.device.type == "cuda":  # the copy goes on while earlier steps do
+            x = x.pin_memory()
+        x = x.to(self.device, non_blocking=True)
         if self.mean is not None and self.scale is not None:
             x = (x - self.mean) / self.scale
         return replace(self.table.batch(index.to(self.device)), x=x)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..errors import DataError
 from .assemble import to_environment_data
-from .environment import EnvironmentData
+from .environment import EnvironmentData, some
 from .files import read_frame
 from .geo import tidy
 from .l1000 import Expression
@@ -64,7 +64,8 @@ def read_table(
     else:
         ids = pd.Index([str(i) for i in range(len(table))], dtype=object)
     if absent := [name for name in (env_column, *annotations) if name not in table.columns]:
-        raise DataError(f"{path}: no column {absent[0]!r}; there are {', '.join(map(repr, table.columns[:10]))}")
+        fix = ": name the environments' column with env_column=" if absent[0] == env_column else ""
+        raise DataError(f"{path}: no column {absent[0]!r}; there are {some(list(table.columns), 10)}{fix}")
     noted = [env_column, *annotations]
     noted += [name for name in table.columns if name.startswith(prefix) and name not in noted]
     obs = pd.DataFrame({name.removeprefix(prefix): tidy(table[name]) for name in noted}, index=ids)
@@ -77,8 +78,8 @@ def read_table(
         numbers = pd.to_numeric(expression[gene].astype(str), errors="coerce")
         row = int((numbers.isna() & expression[gene].notna()).to_numpy().argmax())
         raise DataError(
-            f"{path}: column {gene!r}, row {ids[row]!r}: {expression[gene].iloc[row]!r} is not a number; correct it, or "
-            "list the column in annotations= if it is no gene"
+            f"{path}: column {gene!r}, row {ids[row]!r}: {expression[gene].iloc[row]!r} is not a number; correct it, or, if "
+            f"it is no gene, let the column's name begin with {prefix!r}"
         )
     x = expression.to_numpy(np.float32)
     var = pd.DataFrame(index=pd.Index(expression.columns.astype(str), dtype=object))

@@ -243,7 +243,7 @@ def _check_columns(values: Array, names: list[str]) -> None:
 def _environments(labels: Any, n: int, control: Any) -> tuple[NDArray[np.int64], list[str]]:
     if labels is None:
         if control is not None:
-            raise DataError(f"control={control!r} was given without environments; pass env as well")
+            raise DataError(f"control={control!r} was given without environments: give env= as well")
         return np.zeros(n, dtype=np.int64), ["all"]
     given = np.asarray(labels)
     if given.shape != (n,):

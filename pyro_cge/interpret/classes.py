@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +29,7 @@ class ClassAuc:
     high: float
     n_same: int
     n_pairs: int
-    draws: np.ndarray
+    draws: np.ndarray = field(repr=False)
 
 
 def latent_similarity(shift: NoiseShift, probability: Tensor | np.ndarray | None = None) -> np.ndarray:

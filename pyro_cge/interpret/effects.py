@@ -27,7 +27,7 @@ def environment_effects(
     n_pairs: int = 32,
     seed: int | None = 0,
 ) -> pd.DataFrame:
-    """Effect of each environment on each gene, environment × gene: ``E[x | e] − E[x | reference]``.
+    """Effect of each environment on each gene, environment × gene: ``E[x | e] − E[x | reference]``; 0 in controls.
 
     Averaged over antithetic pairs ``±ε`` shared by all environments and the reference N(0, I), so it is exact for
     linear models and has no sampling noise where an environment does nothing.
@@ -37,7 +37,7 @@ def environment_effects(
     posterior : Posterior
     shift : NoiseShift, optional
         Law of the noise in each environment; default the model's prior. ``posterior.aggregate()`` reads models whose
-        prior knows no environments.
+        prior knows no environments (and what the controls' profiles show of the reference is then not quite 0).
     units : {"data", "sd"}
         See :func:`~pyro_cge.interpret.programmes.gene_programmes`.
     """

@@ -63,7 +63,7 @@ def gene_programmes(
         count += block.shape[1]
     values = total / count * unit_of(posterior, units).unsqueeze(-1)
     return pd.DataFrame(
-        values.numpy(), index=pd.Index(posterior.raw.gene_names, name="gene"), columns=posterior.latents().columns
+        values.numpy(), index=pd.Index(posterior.raw.gene_names, name="gene"), columns=posterior.latent_names
     )
 
 

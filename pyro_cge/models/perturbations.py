@@ -101,11 +101,11 @@ class PerturbationPrior(LatentPrior):
         return self.perturbations
 
     def response(self, batch: Batch) -> Tensor:
-        """``r [E_b, P]`` in [0, 1]: how much of each perturbation's effect an environment shows."""
+        """``r [E_b, P]`` in [0, 1]: how much of each perturbation's effect an environment shows; none in controls."""
         if batch.env_features is None:
             raise DataError("this model reads doses from env_features [E, P], but the batch has none")
         dose = batch.env_features
-        present = dose > 0
+        present = (dose > 0) & ~batch.is_control.unsqueeze(-1)
         if self.log_ec50 is None:
             return present.to(dose.dtype)
         log_dose = torch.where(present, dose, 1.0).log()

@@ -127,7 +127,8 @@ def effects(table: pd.DataFrame, ax: Axes | None = None, *, top: int = 25) -> Ax
     """
     if table.empty:
         raise ValueError("no effects to draw: the table has no rows (raise fdr= in discoveries?)")
-    weight = table["shift"].abs() * table["probability"]
+    # A model whose prior knows no environments names no target.
+    weight = table["shift"].abs() * (table["probability"] if table["probability"].any() else 1.0)
     rows = table.loc[weight.sort_values(ascending=False, kind="stable").index[:top]].sort_values("shift")
     if ax is None:
         ax = plt.subplots(figsize=(6, 1.1 + 0.22 * len(rows)), layout="constrained")[1]

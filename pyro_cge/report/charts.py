@@ -5,6 +5,7 @@ Drawn for a column as wide as a phone, so that letters keep their size there. Co
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,9 @@ WIDTH, HEIGHT = 350.0, 270.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 10.0, 12.0, 54.0
 MOST_POINTS = 400  # of a line
 MANY_DOTS = 300  # more are drawn smaller
+
+
+Key = tuple[str, str, str]  # of a legend: kind, look, label
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Chart:
         Default: what the marks span. What lies outside is cut.
     diagonal : bool
         Draw the line y = x.
+    legend : list of (kind, look, label)
+        Of what is not told by the labels of marks.
     """
 
     title: str
@@ -58,13 +64,13 @@ class Chart:
     xlim: tuple[float, float] | None = None
     ylim: tuple[float, float] | None = None
     diagonal: bool = False
-    legend: list[tuple[str, str]] = field(default_factory=list)
+    legend: list[Key] = field(default_factory=list)
 
     @property
-    def keys(self) -> list[tuple[str, str, str]]:
-        """``(kind, look, label)`` of the legend."""
+    def keys(self) -> list[Key]:
+        """The legend: of labelled marks, and what ``legend`` adds."""
         seen = {mark.label: (mark.kind, mark.look, mark.label) for mark in self.marks if mark.label}
-        return [*seen.values(), *(("line", look, label) for look, label in self.legend)]
+        return [*seen.values(), *self.legend]
 
     def svg(self) -> Markup:
         """The chart as an ``<svg>`` element."""
@@ -115,6 +121,21 @@ class Chart:
         return Markup("").join([*parts, Markup("</svg></svg>")])
 
 
+def common(charts: Sequence[Chart]) -> list[Key]:
+    """The part of their legends that charts share, to be said once."""
+    counts = Counter(key for chart in charts for key in chart.keys)
+    return [key for key, count in counts.items() if count > 1]
+
+
+def swatch(kind: str, look: str) -> Markup:
+    """A mark as small as a letter, for a legend or a heading."""
+    line = "M10 5h0" if kind == "dots" else "M1 5h18"
+    shape = "dots" if kind == "dots" else "line"
+    return Markup(
+        '<svg class="swatch" width="20" height="10" aria-hidden="true"><path class="{} {}" d="{}"/></svg>'
+    ).format(shape, look, line)
+
+
 def _drawn(mark: Mark, at: Any) -> Iterable[Markup]:
     x, y = np.asarray(mark.x, float), np.asarray(mark.y, float)
     if mark.kind == "steps":
@@ -132,7 +153,8 @@ def _drawn(mark: Mark, at: Any) -> Iterable[Markup]:
         look = f"{mark.look} small" if len(points) > MANY_DOTS else mark.look
         yield Markup('<path class="dots {}" d="{}"/>').format(look, "".join(f"M{p}h0" for p in points))
     else:
-        yield Markup('<path class="line {}" d="M{}"/>').format(mark.look, "L".join(points))
+        line = "L".join(points) + ("h0" if len(points) == 1 else "")  # of one epoch: a dot, as lines have round ends
+        yield Markup('<path class="line {}" d="M{}"/>').format(mark.look, line)
 
 
 def _finite(values: ArrayLike) -> NDArray[Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,8 @@ import pandas as pd
 
 from ..config import RunConfig, validated
 from ..errors import CheckpointError, ConfigError
-from ..train.checkpoint import load_tensors, read_json
+from ..folders import read_json
+from ..train.checkpoint import load_tensors
 
 PARTS = ("train", "valid", "test")
 
@@ -63,10 +66,19 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Configuration:
-    """Runs of the same settings on the same data, which differ in their seed."""
+    """Runs of the same settings on the same data, which differ in their seed.
+
+    Attributes
+    ----------
+    name : str
+        Of the folder, with as many parents as tell it from the others.
+    differs : tuple of str
+        Settings in which it differs from another configuration.
+    """
 
     name: str
     runs: list[Run]
+    differs: tuple[str, ...] = ()
 
     @property
     def finished(self) -> list[Run]:
@@ -93,7 +105,7 @@ def find(folders: Sequence[Path]) -> list[Run]:
     """
     if not folders:
         raise ConfigError("no run folders were given: name at least one")
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}  # a folder given twice, by whatever path, is one run
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise CheckpointError(f"{folder} is not a folder: give folders that pyro-cge fit, compare or demo wrote")
@@ -103,8 +115,9 @@ def find(folders: Sequence[Path]) -> list[Run]:
             raise CheckpointError(
                 f"{folder} holds no run (no config.json): give a folder that pyro-cge fit, compare or demo wrote"
             )
-        found |= dict.fromkeys(inside)
-    return [read(folder) for folder in found]
+        for run in inside:
+            found.setdefault(run.resolve(), run)
+    return [read(folder) for folder in found.values()]
 
 
 def read(folder: Path) -> Run:
@@ -142,26 +155,53 @@ def read(folder: Path) -> Run:
 
 
 def configurations(runs: Sequence[Run]) -> list[Configuration]:
-    """Runs grouped by settings and data, named by model and what sets them apart."""
+    """Runs grouped by settings and data, named by their folders.
+
+    Seeds in a folder of their own have its name (``environment`` for ``environment/seed0`` and ``environment/seed1``,
+    as ``compare`` writes them), others those of all their folders.
+    """
     groups: dict[str, list[Run]] = {}
     for run in runs:
         settings = run.config.model_dump(mode="json", exclude={"seed"})
         groups.setdefault(json.dumps([settings, run.data], sort_keys=True), []).append(run)
-    firsts = [members[0] for members in groups.values()]
-    return [Configuration(_name(members[0], firsts), members) for members in groups.values()]
-
-
-def _name(run: Run, others: Sequence[Run]) -> str:
-    alike = [other for other in others if other.config.model == run.config.model]
-    varying = [
-        f"{key.replace('_', ' ')} {value}"
-        for key, value in run.config
-        if key not in ("seed", "rotate") and any(getattr(other.config, key) != value for other in alike)
+    places = [_places(members, runs) for members in groups.values()]
+    names = _short([path for paths in places for path in paths])
+    dumps = [members[0].config.model_dump(exclude={"seed"}) for members in groups.values()]
+    differs = tuple(key for key in dumps[0] if any(dump[key] != dumps[0][key] for dump in dumps))
+    return [
+        Configuration(_listed([names[path] for path in paths]), members, differs)
+        for paths, members in zip(places, groups.values(), strict=True)
     ]
-    if any(other.data != run.data for other in alike):
-        varying.append(f"data {run.data[:8]}")
-    model = run.config.model.replace("_", " ") + (" + rotation" if run.config.rotate else "")
-    return ", ".join([model, *varying])
+
+
+def _places(members: Sequence[Run], runs: Sequence[Run]) -> list[Path]:
+    """The folder that holds these runs and no others, else the folder of each."""
+    own = [run.path.resolve() for run in members]
+    shared = Path(os.path.commonpath(own))
+    if re.fullmatch(r"seed\d+", shared.name):
+        shared = shared.parent
+    alone = not any(run.path.resolve().is_relative_to(shared) for run in runs if run not in members)
+    return [shared] if alone and shared.name else own
+
+
+def _short(paths: Sequence[Path]) -> dict[Path, str]:
+    """The end of each path, as long as it takes to be that of no other."""
+
+    def end(path: Path, length: int) -> str:
+        return Path(*path.parts[-length:]).as_posix()
+
+    return {
+        path: next(
+            end(path, k)
+            for k in range(1, len(path.parts) + 1)
+            if k == len(path.parts) or all(end(other, k) != end(path, k) for other in paths if other != path)
+        )
+        for path in paths
+    }
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]}"
 
 
 def _is_run(folder: Path) -> bool:

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from .. import interpret, metrics
 from ..data.profiles import Profiles
+from ..interventions import tidy
 from ..plots.latents import colour_limit
+from ..scm.shifts import NoiseShift
 from .charts import Chart, Mark
 
 if TYPE_CHECKING:
@@ -32,12 +35,12 @@ DOTS = 1_500  # genes in a chart
 class HeatMap:
     """Shift of each latent in each environment, environments that are moved most first.
 
-    ``rows``: name, whether it is a control, and for each latent the shift, its colour (−60 to 60, per cent of ink) and
-    what to say when pointed at. ``left_out``: environments and latents that did not fit.
+    ``rows``: name, and for each latent the shift, its colour (−60 to 60, per cent of ink) and what else is known of it.
+    ``left_out``: environments and latents that did not fit.
     """
 
     latents: list[str]
-    rows: list[tuple[str, bool, list[tuple[float, int, str]]]]
+    rows: list[tuple[str, list[tuple[float, int, str]]]]
     limit: float
     left_out: tuple[int, int]
 
@@ -53,10 +56,15 @@ class Effects:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """All a report says about one fit; None where that needs data which were not given."""
+    """All a report says about one fit; None where that needs data which were not given.
+
+    ``heat`` and ``effects`` are one table, drawn and listed; ``agreement`` is the correlation of its shifts with those
+    of the model's prior, which predictions use. Control environments are what others are held against: in neither.
+    """
 
     heat: HeatMap | None
-    observed: bool
+    moves: bool
+    agreement: float | None = None
     effects: Effects | None = None
     programmes: dict[str, list[tuple[str, float, int]]] | None = None
     checks: list[Chart] | None = None
@@ -66,7 +74,9 @@ class Reading:
 def without_data(fit: Fit, share: float) -> Reading:
     """What weights alone say: the interventions of a model whose prior moves latents."""
     posterior = fit.posterior(fit.schema)
-    return Reading(_heat_map(posterior, None, share) if posterior.moves_latents else None, observed=False)
+    if not posterior.moves_latents:
+        return Reading(None, moves=False)
+    return Reading(_heat_map(_prior(posterior), share), moves=True)
 
 
 def with_data(fit: Fit, data: Profiles, rows: np.ndarray, share: float) -> Reading:
@@ -74,13 +84,15 @@ def with_data(fit: Fit, data: Profiles, rows: np.ndarray, share: float) -> Readi
     posterior = fit.posterior(data)
     moves = posterior.moves_latents
     effects = posterior.effects()
-    probability = posterior.targets() if moves else None
+    agreement = _correlation(effects, _prior(posterior)) if moves else None
+    effects = effects if moves else effects.drop(columns="probability")
     held = data.rows(rows)
     some = fit.posterior(data.rows(_spread(data.n, PROFILES)))
     return Reading(
-        _heat_map(posterior, probability, share),
-        not moves,
-        _effects(effects if moves else effects.drop(columns="probability"), list(data.env_names), share),
+        _heat_map(effects, share),
+        moves,
+        agreement,
+        None if effects.empty else _effects(effects, share),
         _programmes(interpret.gene_programmes(some, units="sd")),
         checks(fit, held),
         _intervals(fit, held),
@@ -100,7 +112,7 @@ def checks(fit: Fit, held: Profiles) -> list[Chart]:
         )
         marks = [
             Mark(part["observed"][mask], part["replicated"][mask], look, "dots", label)
-            for mask, look, label in ((~missed, "s1", "replicated"), (missed, "s2", "missed"))
+            for mask, look, label in ((~missed, "s1", "replicated"), (missed, "s2", "missed by the model"))
             if mask.any()
         ]
         text = f"Each dot is a gene; on the diagonal the model replicates its {name}. {note}"
@@ -122,30 +134,44 @@ def checks(fit: Fit, held: Profiles) -> list[Chart]:
     return [*charts, _r2_by_gene(posterior), _coverage(fit, held)]
 
 
-def _heat_map(posterior: Posterior, probability: pd.DataFrame | None, share: float) -> HeatMap:
-    shift = posterior.shift() if posterior.moves_latents else posterior.aggregate()
-    strength = shift.strength()
-    n_envs, d = strength.shape
+def _prior(posterior: Posterior) -> pd.DataFrame:
+    """The law of the noise in treated environments as the prior has it, in the form of ``Posterior.effects``."""
+    law, treated = posterior.shift(), posterior.treated
+    columns = {"shift": law.loc[treated], "sd_ratio": law.scale[treated]}
+    return tidy(columns, posterior.treated_names, posterior.latent_names)
+
+
+def _correlation(effects: pd.DataFrame, prior: pd.DataFrame) -> float | None:
+    """Of shifts that profiles show (those with an interval) with the prior's; None where either does not vary."""
+    known = effects["low"].notna().to_numpy()
+    pairs = np.stack([effects["shift"].to_numpy()[known], prior["shift"].to_numpy()[known]])
+    return float(np.corrcoef(pairs)[0, 1]) if known.sum() > 1 and (np.ptp(pairs, 1) > 0).all() else None
+
+
+def _heat_map(table: pd.DataFrame, share: float) -> HeatMap | None:
+    names, columns = table["environment"].unique(), table["latent"].unique()
+    if not len(names):
+        return None
+    n_envs, d = len(names), len(columns)
+    grid = {name: torch.from_numpy(table[name].to_numpy().reshape(n_envs, d)) for name in table.columns[2:]}
+    strength = NoiseShift(grid["shift"], grid["sd_ratio"].log()).strength()
     most = max(1, int(CELLS * share))
     latents = strength.sum(0).topk(min(d, max(8, most // n_envs))).indices.sort().values
     order = strength[:, latents].sum(-1).argsort(descending=True, stable=True)[: max(1, most // len(latents))]
-    limit = colour_limit(shift.loc[order][:, latents])
-    loc, scale = (t[order][:, latents].tolist() for t in (shift.loc, shift.scale))
-    sure = None if probability is None else probability.to_numpy()[order][:, latents].tolist()
-    names, controls = posterior.raw.env_names, set(posterior.raw.control)
-    rows = []
-    for i, e in enumerate(order.tolist()):
-        cells = []
-        for j in range(len(latents)):
-            colour = round(60 * max(-1.0, min(1.0, loc[i][j] / limit)))
-            hint = f"sd × {scale[i][j]:.2f}" + ("" if sure is None else f" · P {sure[i][j]:.2f}")
-            cells.append((loc[i][j], colour, hint))
-        rows.append((str(names[e]), e in controls, cells))
-    kept = [posterior.latent_names[j] for j in latents.tolist()]
+    shown = {name: values[order][:, latents] for name, values in grid.items()}
+    limit = colour_limit(shown["shift"])
+    colours = (60 * (shown["shift"] / limit).clamp(-1, 1)).round().int().tolist()
+    hints = [[f"sd × {ratio:.2f}" for ratio in row] for row in shown["sd_ratio"].tolist()]
+    if "probability" in shown:
+        sure = shown["probability"].tolist()
+        hints = [[f"{h} · P {p:.2f}" for h, p in zip(*row, strict=True)] for row in zip(hints, sure, strict=True)]
+    cells = (list(zip(*row, strict=True)) for row in zip(shown["shift"].tolist(), colours, hints, strict=True))
+    rows = [(str(names[e]), line) for e, line in zip(order.tolist(), cells, strict=True)]
+    kept = [str(columns[j]) for j in latents.tolist()]
     return HeatMap(kept, rows, limit, (n_envs - len(rows), d - len(kept)))
 
 
-def _effects(table: pd.DataFrame, environments: list[str], share: float) -> Effects:
+def _effects(table: pd.DataFrame, share: float) -> Effects:
     weight = table["shift"].abs() * table.get("probability", 1.0)
     ranked = table.loc[weight.sort_values(ascending=False, kind="stable").index]
     kept = ranked.groupby("environment", sort=False).head(EACH).head(int(EFFECTS * share))
@@ -181,12 +207,12 @@ def _r2_by_gene(posterior: Posterior) -> Chart:
     }
     known = {name: r2[r2.isfinite()].clamp_min(-1).numpy() for name, r2 in values.items()}
     edges = np.linspace(min([0.0, *(v.min() for v in known.values() if len(v))]), 1, 31)
+    medians = {name: f"{name}: median {np.median(v):.2f}".replace("-", "−") for name, v in known.items() if len(v)}
     marks = [
-        Mark(edges, np.histogram(v, edges)[0], look, "steps", name)
-        for look, (name, v) in zip(("s1", "s2"), known.items(), strict=True)
+        Mark(edges, np.histogram(known[name], edges)[0], look, "steps", label)
+        for look, (name, label) in zip(("s1", "s2"), medians.items(), strict=False)
     ]
-    medians = "; ".join(f"{name}: median {np.median(v):.2f}" for name, v in known.items() if len(v))
-    return Chart("R² of each gene", f"Histogram over genes. {medians}.", "R²", "genes", marks, f"{medians}.")
+    return Chart("R² of each gene", f"Histogram over genes. {'; '.join(medians.values())}.", "R²", "genes", marks)
 
 
 def _coverage(fit: Fit, held: Profiles) -> Chart:

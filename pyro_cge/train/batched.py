@@ -16,8 +16,9 @@ from torch import Tensor
 from ..data.environment import EnvironmentData
 from ..errors import NonFiniteLossError
 from ..models.cell import CellModel
-from .loop import EVALUATION_BATCH, Objective, _blame
-from .members import MemberNoise, Pair, Program, member_batch
+from .loop import EVALUATION_BATCH, Objective, blame
+from .members import MemberNoise
+from .program import Pair, Program, member_batch
 from .progress import EpochProgress
 from .schedule import Schedule, rate_factor
 from .stack import Stack
@@ -129,7 +130,7 @@ class BatchedRun:
         for batch in self.valid.batches(EVALUATION_BATCH):
             tape = program.tape(len(batch), len(batch.envs), partial(replace, batch))
             drawn = noise.draw([tape] * len(active), tape)
-            terms = program.terms(stack.weights, batch, drawn, 1.0, _betas(active, stack.device))
+            terms = program.terms(stack.weights, batch, drawn, _betas(active, stack.device))
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0.0) + value * len(batch)
         means = {name: (value / self.valid.n).tolist() for name, value in totals.items()}
@@ -139,7 +140,7 @@ class BatchedRun:
         self, active: list[Member], wrong: list[int], data: EnvironmentData, rows: Tensor, epoch: int, number: int
     ) -> None:
         member = active[wrong[0]]
-        site = _blame({"model": member.pair.model, "guide": member.pair.guide}, data.batch(rows[wrong[0]]))
+        site = blame({"model": member.pair.model, "guide": member.pair.guide}, data.batch(rows[wrong[0]]))
         raise NonFiniteLossError(
             f"the loss is no longer finite at site {site!r}, epoch {epoch}, batch {number}, in the member of seed "
             f"{member.seed}{f' with {member.varied}' if member.varied else ''} ({len(wrong)} of {len(active)} members). Try "

@@ -59,23 +59,6 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, (json.dumps(content, indent=2, default=str) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a run folder.
-
-    Raises
-    ------
-    CheckpointError
-        If it cannot be read or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path} ({error}): restore it, or start again in another folder") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, found {type(content).__name__}: restore it")
-    return content
-
-
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> None:
     """Write tensors and a JSON manifest as one safetensors file, atomically."""
     # safetensors refuses tensors that share memory; a copy of each keeps tied weights simple.

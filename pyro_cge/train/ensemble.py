@@ -23,11 +23,12 @@ from ..models.cell import CellModel
 from ..objectives.elbo import Elbo
 from ..seeds import isolated
 from .batched import BatchedRun, Member, alike
-from .fit import Fit, _check_settings, _described, _device_of, _hold_out
+from .fit import Fit
 from .loop import Objective
-from .members import Pair
 from .mixture import EnsemblePosterior
+from .program import Pair
 from .schedule import Schedule
+from .settings import check_settings, described, device_of, validation_rows
 from .state import TrainingState
 
 OF_TRAINING = ("lr", "beta")  # what may vary that is not an option of the builder
@@ -122,7 +123,7 @@ def fit_ensemble(
     weights, the order of its profiles and its noise. All members share one split and one scaling of the data, so that
     their held-out losses can be compared: a member equals ``fit(*build(train), train, validation=valid, seed=seed)``.
 
-    Members of one shape run as one program (:mod:`~pyro_cge.train.members`), which for small models costs little more
+    Members of one shape run as one program (:mod:`~pyro_cge.train.program`), which for small models costs little more
     than one of them; different latent sizes or widths make several programs, one after the other. That pays where a step
     is overhead; where it is arithmetic (978 genes, 500 units), a member costs what it costs alone.
 
@@ -161,9 +162,7 @@ def fit_ensemble(
     if len(set(numbers)) < len(numbers):
         raise ConfigError(f"seeds must differ: equal ones make equal members, got {numbers}")
     for rate in [lr, *(vary or {}).get("lr", [])]:
-        _check_settings(
-            lr=rate, epochs=epochs, batch_size=batch_size, clip=clip, patience=patience, kl_warmup=kl_warmup
-        )
+        check_settings(lr=rate, epochs=epochs, batch_size=batch_size, clip=clip, patience=patience, kl_warmup=kl_warmup)
     objective = Elbo() if objective is None else objective
     _check_objective(objective, vary or {})
     if not isinstance(data, EnvironmentData):
@@ -172,14 +171,14 @@ def fit_ensemble(
         )
 
     members = [_member(build, data, seed, varied, lr) for varied in grid for seed in numbers]
-    train_rows, valid_rows = _hold_out(data, validation, numbers[0])
+    train_rows, valid_rows = validation_rows(data, validation, numbers[0])
     train = data.rows(train_rows) if len(valid_rows) else data
     valid = align(validation if isinstance(validation, EnvironmentData) else data.rows(valid_rows), data.schema())
     likelihood = members[0].pair.model.decoder.likelihood
     likelihood.check(train.x)
     scaled = standardize and not likelihood.counts
     scaler = Standardizer.fit(train) if scaled else Standardizer.identity(data.gene_names)
-    at = torch.device(device) if device is not None else _device_of(members[0].pair.model)
+    at = device_of(members[0].pair.model, device)
     train, valid = scaler.transform(train).to(at), scaler.transform(valid).to(at)
     run = BatchedRun(
         train, valid, objective, epochs, batch_size, schedule, kl_warmup, kl_start, clip, patience, on_epoch
@@ -188,7 +187,7 @@ def fit_ensemble(
         for group in alike(members):
             run.train(group, at, progress)
     common = {
-        "objective": _described(objective),
+        "objective": described(objective),
         "epochs": epochs,
         "batch_size": batch_size,
         "schedule": schedule and f"{schedule} over {epochs} epochs",

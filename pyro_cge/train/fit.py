@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from ..data.environment import EnvironmentData
 from ..data.files import clear_leftovers
 from ..data.profiles import Profiles
 from ..data.standardize import Standardizer
-from ..errors import ConfigError, DataError, check_seed
+from ..errors import ConfigError, check_seed
 from ..guides.amortized import AmortizedGuide
 from ..guides.refined import RefinedGuide
 from ..models.cell import CellModel
@@ -34,6 +33,7 @@ from .distributed import joined
 from .loop import Objective, evaluate, train_epoch
 from .progress import EpochProgress
 from .schedule import Schedule, rate_factor
+from .settings import check_settings, described, device_of, validation_rows
 from .state import TrainingState
 
 
@@ -165,12 +165,12 @@ def fit(
     DataError, ConfigError, CheckpointError
         For unusable data, settings, or a checkpoint of another run.
     """
-    _check_settings(epochs=epochs, batch_size=batch_size, lr=lr, clip=clip, patience=patience, kl_warmup=kl_warmup)
+    check_settings(epochs=epochs, batch_size=batch_size, lr=lr, clip=clip, patience=patience, kl_warmup=kl_warmup)
     check_seed(seed)
     objective = Elbo() if objective is None else objective
     settings = {
-        "objective": _described(objective),
-        "optimizer": "default" if optimizer is None else _described(optimizer),
+        "objective": described(objective),
+        "optimizer": "default" if optimizer is None else described(optimizer),
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
@@ -188,7 +188,7 @@ def fit(
         "data": data.digest,
         "shuffling": data.shuffling,
     }
-    train_rows, valid_rows = _hold_out(data, validation, seed)
+    train_rows, valid_rows = validation_rows(data, validation, seed)
     train = data.rows(train_rows) if len(valid_rows) else data
     valid = align(data.rows(valid_rows) if isinstance(validation, int | float | None) else validation, data.schema())
     likelihood = model.decoder.likelihood
@@ -203,7 +203,7 @@ def fit(
     with ExitStack() as stack:
         world = stack.enter_context(joined())
         stack.enter_context(pyro.validation_enabled(False))
-        device = world.device(_device(device) if device is not None else _device_of(model))
+        device = world.device(device_of(model, device))
         train, valid = scaler.transform(train).to(device), scaler.transform(valid).to(device)
         modules: dict[str, nn.Module] = {"model": model.to(device), "guide": guide.to(device)}
         if isinstance(objective, nn.Module):
@@ -264,56 +264,3 @@ def _resume(state: TrainingState, checkpoint: Path, settings: Mapping[str, Any])
     clear_leftovers(checkpoint.parent, checkpoint.name)
     if checkpoint.exists():
         state.load(checkpoint, settings)
-
-
-def _described(part: object) -> str:
-    """A name that is the same in every process: the repr, unless it holds a memory address."""
-    text = repr(part)
-    return text if " at 0x" not in text else str(getattr(part, "__qualname__", type(part).__qualname__))
-
-
-def _hold_out(data: Profiles, validation: float | Profiles | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    everything, nothing = np.arange(data.n), np.empty(0, int)
-    if not data.n:
-        raise DataError("the data have no profiles to train on; check the filters or the split")
-    if not isinstance(validation, int | float):
-        return everything, nothing
-    if not 0 < validation < 1:
-        raise ConfigError(f"validation is a fraction between 0 and 1, data, or None; got {validation}")
-    rng = np.random.default_rng(seed)
-    env = data.env.cpu().numpy()
-    if data.n_features is None:
-        chosen = rng.random(data.n) < validation
-    else:
-        treated = np.setdiff1d(np.unique(env), data.control)
-        held = rng.permutation(treated)[: max(1, round(validation * len(treated)))]
-        chosen = np.isin(env, held)
-    if chosen.all() or not chosen.any():
-        raise DataError(
-            f"cannot hold out {validation:.0%} of {data.n} profiles in {len(np.unique(env))} environments: nothing would "
-            "be left to train on or to validate; pass validation=None or a validation set"
-        )
-    return everything[~chosen], everything[chosen]
-
-
-def _check_settings(**settings: float | None) -> None:
-    for name, value in settings.items():
-        low = 0 if name == "kl_warmup" else 1 if name in ("epochs", "batch_size", "patience") else None
-        if value is None:
-            continue
-        if (low is not None and value < low) or (low is None and not 0 < value < math.inf):
-            raise ConfigError(
-                f"{name} must be {'positive and finite' if low is None else f'at least {low}'}, got {value}"
-            )
-
-
-def _device(name: str | torch.device) -> torch.device:
-    try:
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError, ValueError) as error:  # no such kind, not compiled in, not there
-        raise ConfigError(f"no device {str(name)!r} here: {str(error).splitlines()[0]}") from error
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    return next((p.device for p in module.parameters()), torch.device("cpu"))

@@ -65,7 +65,7 @@ def train_epoch(
         # The one look at the device in a step: false too where the norm or (times zero) the loss is not finite.
         fine = bool(torch.add(norm, loss, alpha=0.0) <= clip)
         if not fine and not (loss + norm).isfinite():
-            site = min(world.gather(_blame(modules, batch)), key=lambda name: name.startswith("gradient"))
+            site = min(world.gather(blame(modules, batch)), key=lambda name: name.startswith("gradient"))
             raise NonFiniteLossError(
                 f"loss became {loss.item()} (gradient norm {norm.item()}) at site {site!r}, epoch {epoch}, "
                 f"batch {number}. The model keeps the weights from before this step; try a smaller lr or clip, or look "
@@ -86,7 +86,7 @@ def train_epoch(
     return {f"train_{name}": value for name, value in means.items()} | {"grad_norm": norm_mean}
 
 
-def _blame(modules: Mapping[str, Any], batch: Batch) -> str:
+def blame(modules: Mapping[str, Any], batch: Batch) -> str:
     """Name of the first site whose log density is not finite, or of the parameter whose gradient is not."""
     with torch.no_grad():
         for trace in traces(modules["model"], modules["guide"], batch) if len(batch) else ():

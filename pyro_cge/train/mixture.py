@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +13,14 @@ from scipy import stats
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..interventions import discoveries
 from ..metrics.disentanglement import match_latents
 from ..metrics.stability import Stability, stability
 from ..posterior import Posterior
 from ..scm.shifts import NoiseShift
+
+if TYPE_CHECKING:
+    import arviz
 
 
 class EnsemblePosterior:
@@ -44,6 +48,10 @@ class EnsemblePosterior:
                 f"the members have different numbers of latents {sorted(sizes)}, which cannot be brought into line: mix "
                 "members of one number, Ensemble.select(d=…)"
             )
+
+    def __repr__(self) -> str:
+        first = self.posteriors[0]
+        return f"EnsemblePosterior({len(self.posteriors)} members, {first.model.d} latents; {first.raw})"
 
     @cached_property
     def stability(self) -> Stability:
@@ -74,16 +82,27 @@ class EnsemblePosterior:
         each = self._each([p.targets().to_numpy() for p in self.posteriors])
         return pd.DataFrame(each.mean(0), own.index, own.columns)
 
+    def shift(self) -> NoiseShift:
+        """Law of the noise in each environment ``NoiseShift [E, d]``: mean over members of ``loc`` and ``log_scale``.
+
+        As for one posterior, the mean of an uncertain law. That members disagree about it is not spread of profiles'
+        noise, and is in :meth:`shift_draws` and :meth:`effects`.
+        """
+        laws = self._laws([p.shift() for p in self.posteriors])
+        return NoiseShift(laws.loc.mean(0), laws.log_scale.mean(0))
+
     def shift_draws(self, n_samples: int = 100, seed: int | None = 0) -> NoiseShift:
-        """Draws of the environments' noise laws ``NoiseShift [members · S, E, d]``, ``S`` of each member."""
-        draws = [
-            matching.apply_shift(p.shift_draws(n_samples, seed))
-            for p, matching in zip(self.posteriors, self.stability.matchings, strict=True)
-        ]
-        return NoiseShift(torch.cat([s.loc for s in draws]), torch.cat([s.log_scale for s in draws]))
+        """Draws of the environments' noise laws ``NoiseShift [members · S, E, d]``, ``S`` of each member.
+
+        Member ``k`` draws with seed ``seed + k``. The variance over all draws is that of the mixture: the mean of the
+        members' variances plus the variance of their means.
+        """
+        seeds = [None if seed is None else seed + k for k in range(len(self.posteriors))]
+        laws = self._laws([p.shift_draws(n_samples, own) for p, own in zip(self.posteriors, seeds, strict=True)])
+        return NoiseShift(laws.loc.flatten(0, 1), laws.log_scale.flatten(0, 1))
 
     def effects(self, level: float = 0.9, seed: int | None = 0) -> pd.DataFrame:
-        """What each environment does to each latent, with an interval that covers members and seeds: one row a pair.
+        """What each treated environment does to each latent, with an interval that covers members: one row a pair.
 
         With ``m_k`` member ``k``'s estimate (:meth:`~pyro_cge.posterior.Posterior.effects`) and ``s_k`` its standard
         error, read from its own interval::
@@ -112,6 +131,40 @@ class EnsemblePosterior:
         keys = tables[self.stability.reference][["environment", "latent"]]
         return keys.assign(**{name: column.ravel() for name, column in columns.items()})
 
+    def discoveries(self, fdr: float = 0.05, level: float = 0.9) -> pd.DataFrame:
+        """Interventions named with at most ``fdr`` expected false ones, most certain first.
+
+        Rows of :meth:`effects` with a column ``fdr``, as :meth:`~pyro_cge.posterior.Posterior.discoveries`, by the mean
+        of the members' probabilities: what only some members find needs a higher rate to be named.
+        """
+        return discoveries(self.effects(level), fdr)
+
+    def to_arviz(
+        self,
+        n_samples: int = 100,
+        seed: int | None = 0,
+        *,
+        log_likelihood: int = 0,
+        posterior_predictive: bool = False,
+    ) -> arviz.InferenceData:
+        """Every site as an ArviZ ``InferenceData``, each member a chain, in the reference's latents.
+
+        Groups and dimensions as :meth:`~pyro_cge.posterior.Posterior.to_arviz`, ``n_samples`` draws a chain; those of
+        :meth:`shift_draws` of the same seed. ArviZ's ``r_hat`` then compares the members: near 1 where they say the same,
+        large where they differ by more than each is unsure of::
+
+            arviz.summary(ensemble.posterior(data).to_arviz(), var_names="env_loc")
+
+        Draws that are copies leave ``r_hat`` nothing to compare with: it is NaN (with a warning) or huge. Such are
+        ``env_loc`` where the prior maps an environment to one law, as in the Environment VAE (there ``between`` of
+        :meth:`effects` says how far members differ), and targets that no draw has.
+        """
+        from ..arviz_export import inference_data
+
+        matchings = self.stability.matchings
+        settings = (n_samples, seed, log_likelihood, posterior_predictive)
+        return inference_data(self.posteriors, self.reference, matchings, *settings)
+
     # In genes
 
     def reconstruct(self) -> Tensor:
@@ -123,6 +176,11 @@ class EnsemblePosterior:
         return torch.stack([p.predict(environments, n_samples, seed) for p in self.posteriors]).mean(0)
 
     # Pieces
+
+    def _laws(self, laws: Sequence[NoiseShift]) -> NoiseShift:
+        """Every member's laws ``[..., E, d]`` in the reference's latents ``[members, ..., E, d]``."""
+        each = [m.apply_shift(law) for m, law in zip(self.stability.matchings, laws, strict=True)]
+        return NoiseShift(torch.stack([law.loc for law in each]), torch.stack([law.log_scale for law in each]))
 
     def _each(self, values: Sequence[np.ndarray], signed: bool = False) -> np.ndarray:
         """Values ``[..., d]`` of every member in the reference's latents ``[members, ..., d]``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ class Stack:
         self.mean = {name: torch.zeros_like(self.parameters[name]) for name in self.trained}
         self.square = {name: torch.zeros_like(self.parameters[name]) for name in self.trained}
         self.steps = 0
+        self._groups: dict[tuple[str, ...], list[tuple[float, slice, list[list[Tensor]]]]] = {}
         self.device = next(iter(self.parameters.values())).device
         self.buffers: dict[str, Tensor] = {}
         self._lend(modules)
@@ -45,15 +47,16 @@ class Stack:
     @torch.no_grad()
     def step(self, grads: Sequence[Tensor | None], factor: float) -> None:
         """One step of fused Adam at ``factor`` times the learning rates; weights without a gradient stay."""
-        used = [(name, grad) for name, grad in zip(self.trained, grads, strict=True) if grad is not None]
-        start = 0
-        for rate, same in groupby(self.rates):
-            rows = slice(start, start := start + len(list(same)))
+        used = [k for k, grad in enumerate(grads) if grad is not None]
+        names = tuple(self.trained[k] for k in used)
+        if names not in self._groups:
+            self._groups[names] = self._by_rate(names)
+        for rate, rows, (weights, means, squares) in self._groups[names]:
             adam(
-                [self.parameters[name][rows] for name, _ in used],
-                [grad[rows] for _, grad in used],
-                [self.mean[name][rows] for name, _ in used],
-                [self.square[name][rows] for name, _ in used],
+                weights,
+                [cast(Tensor, grads[k])[rows] for k in used],
+                means,
+                squares,
                 [],
                 list(torch.full((len(used),), float(self.steps), device=self.device)),
                 fused=True,
@@ -67,6 +70,20 @@ class Stack:
             )
         self.steps += 1
 
+    def _by_rate(self, names: Sequence[str]) -> list[tuple[float, slice, list[list[Tensor]]]]:
+        """Members of one learning rate side by side, with their rows of these weights and of both moments."""
+        groups, start = [], 0
+        for rate, same in groupby(self.rates):
+            rows = slice(start, start := start + len(list(same)))
+            groups.append(
+                (
+                    rate,
+                    rows,
+                    [[table[name][rows] for name in names] for table in (self.parameters, self.mean, self.square)],
+                )
+            )
+        return groups
+
     def keep(self, members: Sequence[int], modules: Sequence[nn.Module]) -> None:
         """Go on with these members only; ``modules`` are theirs."""
         rows = torch.tensor(members, device=self.device)
@@ -74,6 +91,7 @@ class Stack:
             for name in table:
                 table[name] = table[name].index_select(0, rows)
         self.rates = [self.rates[k] for k in members]
+        self._groups.clear()
         self._lend(modules)
 
     def _lend(self, modules: Sequence[nn.Module]) -> None:

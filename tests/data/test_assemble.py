@@ -233,7 +233,7 @@ def test_features_of_others(key):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), r"env_key: this AnnData is not from to_anndata; give one of obs: perturbation"),
+        ((), r"not one that pyro_cge wrote; name their column with env_key=, one of obs: perturbation"),
         (("drug",), r"env_key 'drug' is not a column of obs; there are perturbation"),
         (("perturbation", "nothing"), r"features_key 'nothing' is neither in obsm nor in uns; there are own, fits, f"),
         (("perturbation", "own"), r"obsm\['own'\] differs between profiles of environment 'b'"),

@@ -27,6 +27,7 @@ from pyro_cge.data.assemble import to_environment_data
 from pyro_cge.data.l1000 import Expression, read_gct, write_gctx
 from pyro_cge.data.moments import GeneMoments
 from pyro_cge.data.opening import stream
+from pyro_cge.data.splits import Split
 from pyro_cge.data.standardize import Standardizer
 from pyro_cge.errors import CheckpointError, DataError
 
@@ -326,6 +327,13 @@ def test_fit_by_blocks_resumes_to_the_bit(one_file, tmp_path):
         trained(stream(one_file, block=4, window=64), checkpoint=path, resume=True)
 
 
+def test_a_run_goes_on_from_memory_or_from_disk(one_file, counts, tmp_path):
+    """Where one window holds the data, the order is the same, and the hash says that the data are."""
+    path = tmp_path / "run.safetensors"
+    trained(stream(one_file), epochs=2, checkpoint=path)
+    same_fit(trained(counts), trained(counts, checkpoint=path, resume=True))
+
+
 def test_counts_are_the_same_sparse_or_dense(counts, tmp_path):
     paths = [written(counts, tmp_path / f"{s}.h5ad", sparse=s) for s in (False, True)]
     fits = []
@@ -406,27 +414,68 @@ def test_too_much_at_once_is_refused(one_file, monkeypatch):
     assert len(data.batch(torch.arange(30))) == 30
 
 
-def test_digest_sees_the_file_and_the_part(on_disk, counts):
+def test_digest_is_that_of_the_data_in_memory(on_disk, counts, monkeypatch):
+    """Whatever the file, the part, the units and the blocks it is read in."""
+    monkeypatch.setattr(streamed, "READ_BYTES", 100)  # three profiles at a time
     data = stream(on_disk)
-    assert data.digest == stream(on_disk, block=2, window=8).digest
-    other = [
-        data.rows([0, 1]),
-        data.genes(["g0"]),
-        Standardizer.fit(data).transform(data),
-        stream(on_disk, control="e1"),
+    scaler = Standardizer.fit(counts)
+    same = [
+        (data, counts),
+        (stream(on_disk, block=2, window=8), counts),
+        (data.rows([5, 0, 0]), counts.rows([5, 0, 0])),
+        (data.rows([]), counts.rows([])),
+        (data.genes(["g3", "g0"]), counts.genes(["g3", "g0"])),
+        (scaler.transform(data), scaler.transform(counts)),
+        (stream(on_disk, control="e1"), replace(counts, control=[1])),
     ]
-    assert len({data.digest, *(part.digest for part in other)}) == 5
-    file = (
-        on_disk if on_disk.is_file() else next(p for p in sorted(on_disk.rglob("*")) if p.is_file() and "X" in str(p))
+    assert all(ours.digest == theirs.digest for ours, theirs in same)
+    assert len({ours.digest for ours, _ in same}) == 6
+
+
+def test_digest_of_gctx_and_of_named_environments(tmp_path, counts):
+    obs = pd.DataFrame({"perturbagen": [f"drug {e}" for e in counts.env.tolist()]}, index=counts.obs.index)
+    var = pd.DataFrame(index=counts.gene_names)
+    write_gctx(path := tmp_path / "some.gctx", Expression(counts.x.numpy(), obs, var))
+    data = stream(path)
+    assert data.n_features is None and data.digest == data.in_memory().digest
+
+
+def test_digest_sees_the_numbers_and_only_them(on_disk, counts, tmp_path):
+    """One entry more or less changes it; compression, chunks and sparsity do not."""
+    data = stream(on_disk)
+    assert stream(written(counts, tmp_path / "gz.h5ad", chunks=True)).digest == data.digest
+    x = counts.x.clone()
+    x[40, 3] += 1
+    changed = written(replace(counts, x=x), tmp_path / on_disk.name, sparse=KINDS[on_disk.name])
+    assert stream(changed).digest != data.digest
+
+
+def test_a_run_of_an_earlier_versions_hash_is_answered(one_file, tmp_path):
+    """Streams once had the hash of their file: the refusal says so, for them alone."""
+    data = stream(one_file)
+    parts = cge.split(data, "random")
+    replace(parts, data_digest="0" * 64).save(tmp_path / "split.json")
+    with pytest.raises(DataError, match="of other data .*earlier version, which hashed the file"):
+        Split.load(tmp_path / "split.json", data)
+    with pytest.raises(DataError, match=r"of other data \(0{12}, these are \w{12}\); give"):
+        Split.load(tmp_path / "split.json", data.in_memory())
+    config, out = RunConfig(split="random"), tmp_path / "run"
+    runs.begin(config, data, out, resume=False)
+    kept = json.loads((out / "versions.json").read_text())
+    assert kept["data"] == data.in_memory().digest
+    (out / "versions.json").write_text(json.dumps(kept | {"data": "0" * 64}))
+    with pytest.raises(CheckpointError, match="data changed since .*earlier version, which hashed the file"):
+        runs.begin(config, data, out, resume=True)
+
+
+def test_a_stream_says_what_memory_says_and_where_it_reads(one_file, on_disk, counts):
+    said = repr(counts).removeprefix("EnvironmentData(").removesuffix(")")
+    assert said == "90 profiles × 7 genes, 6 environments (1 control, 3 features)"
+    assert repr(stream(one_file)) == f"StreamedData({said}; dense in one.h5ad, shuffled as a whole)"
+    kind = "sparse" if KINDS[on_disk.name] else "dense"
+    assert repr(stream(on_disk, block=4, window=32)) == (
+        f"StreamedData({said}; {kind} in {on_disk.name}, blocks of 4 in windows of 32 profiles)"
     )
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-    try:
-        assert replace(data, matrix=replace(data.matrix)).digest != data.digest
-    finally:
-        content[-1] ^= 1
-        file.write_bytes(content)
 
 
 # Features and bad input

@@ -228,7 +228,8 @@ class TestPerturbations:
         with torch.no_grad():
             prior.log_ec50.copy_(torch.tensor([1.0, 1.0]).log())
             prior.log_hill.copy_(torch.tensor([0.0, 0.5]))
-        batch = replace(data.batch(), env_features=torch.stack([dose, dose], -1))
+        treated = torch.zeros(5, dtype=torch.bool)
+        batch = replace(data.batch(), env_features=torch.stack([dose, dose], -1), is_control=treated)
         response = prior.response(batch)
         assert (response.diff(dim=0) > 0).all()
         torch.testing.assert_close(response[:, 0], dose / (1 + dose))

@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 import pyro_cge as cge
 from pyro_cge.errors import ConfigError, NonFiniteLossError
+from pyro_cge.metrics.disentanglement import Matching
 from pyro_cge.models.priors import annealed
 from pyro_cge.presets import PRESETS
-from pyro_cge.train import members
+from pyro_cge.train import members, program
 from pyro_cge.train.ensemble import fit_ensemble
 from pyro_cge.train.loop import evaluate
 from pyro_cge.train.mixture import EnsemblePosterior
@@ -146,7 +147,7 @@ def test_each_member_stops_by_itself_with_its_best_weights(data):
 def test_a_trace_changes_nothing(data, monkeypatch):
     histories = []
     for after in (0, 10**9):
-        monkeypatch.setattr(members, "TRACE_AFTER", after)
+        monkeypatch.setattr(program, "TRACE_AFTER", after)
         histories.append(fit_ensemble(environment, data, seeds=SEEDS, **OPTIONS | {"epochs": 2}).history)
     first, second = (h.drop(columns="seconds") for h in histories)
     pd.testing.assert_frame_equal(first, second, rtol=1e-6)
@@ -296,10 +297,14 @@ class Reflected:
         own = self.posterior.targets()
         return pd.DataFrame(own.to_numpy()[:, self.order], own.index, own.columns)
 
+    def shift(self):
+        return self.aligned(self.posterior.shift())
+
     def shift_draws(self, n_samples=100, seed=0):
-        return self.posterior.shift_draws(n_samples, seed).aligned(
-            torch.tensor(self.order), torch.tensor(self.sign, dtype=torch.float32)
-        )
+        return self.aligned(self.posterior.shift_draws(n_samples, seed))
+
+    def aligned(self, law):
+        return law.aligned(torch.tensor(self.order), torch.tensor(self.sign, dtype=torch.float32))
 
     def effects(self, level=0.9, seed=0):
         own = self.posterior.effects(level, seed)
@@ -323,6 +328,8 @@ def test_a_mixture_of_one_thing_in_other_words_is_that_thing(ensemble, data):
     table, own = mixed.effects(), one.effects()
     assert table["between"].max() < 1e-6
     pd.testing.assert_frame_equal(table[own.columns], own, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mixed.shift().loc, one.shift().loc)
+    torch.testing.assert_close(mixed.shift().log_scale, one.shift().log_scale)
     draws, expected = mixed.shift_draws(2), one.shift_draws(2)
     torch.testing.assert_close(draws.loc, expected.loc.repeat(3, 1, 1))
     torch.testing.assert_close(draws.log_scale, expected.log_scale.repeat(3, 1, 1))
@@ -349,10 +356,134 @@ def test_intervals_hold_what_members_do_not_know_and_do_not_agree_on(ensemble, d
     np.testing.assert_allclose(table["shift"] - table["low"], z * error)
 
 
+@pytest.fixture(scope="module")
+def uncertain(data):
+    """Members whose laws are drawn: a spike and slab each."""
+    return fit_ensemble(partial(cge.sams_vae, d=3, hidden=(8,)), data, seeds=SEEDS, **OPTIONS | {"epochs": 1})
+
+
+def two_laws(one, means, sds):
+    """Members alike but for the draws of their laws, ``N(mean, sd²)`` each."""
+    posteriors = []
+    for mean, sd in zip(means, sds, strict=True):
+        posterior = copy.copy(one)
+        law = one.shift()
+        posterior.shift = lambda law=law, mean=mean: cge.NoiseShift(law.loc * 0 + mean, law.log_scale * 0 + mean / 10)
+
+        def draws(n_samples, seed, law=law, mean=mean, sd=sd):
+            with cge.isolated(seed, "here"):
+                loc = mean + sd * torch.randn(n_samples, *law.loc.shape)
+            return cge.NoiseShift(loc, loc / 10)
+
+        posterior.shift_draws = draws
+        posteriors.append(posterior)
+    return EnsemblePosterior(posteriors)
+
+
+def test_draws_have_the_moments_of_the_mixture(ensemble, data):
+    """Mean ½ (1 + 3) = 2 and variance ½ (0.3² + 0.4²) + 1 = 1.125 by the law of total variance, by hand.
+
+    2 × 20,000 draws of each of 39 entries: the mean has standard error 0.0025 (the members' shares are fixed), the
+    variance 0.006 or less; six of each.
+    """
+    mixed = two_laws(ensemble.members[0].posterior(data), [1.0, 3.0], [0.3, 0.4])
+    law, draws = mixed.shift(), mixed.shift_draws(20_000)
+    torch.testing.assert_close(law.loc, torch.full_like(law.loc, 2.0))
+    torch.testing.assert_close(law.log_scale, torch.full_like(law.loc, 0.2))
+    assert draws.loc.shape == (40_000, data.n_envs, 3)
+    assert (draws.loc.mean(0) - 2).abs().max() < 6 * 0.0025
+    assert (draws.loc.var(0) - 1.125).abs().max() < 6 * 0.006
+    first, second = draws.loc.split(20_000)  # chains of their own: standard error of a correlation 0.007
+    assert np.abs(np.corrcoef(first[:, 1, 0], second[:, 1, 0])[0, 1]) < 6 * 0.007
+
+
+def test_members_are_chains_and_rhat_is_their_agreement(ensemble, data):
+    """Between and within variance by hand: ``r² = (n − 1) / n + B / W``; where members say the same, 1."""
+    import arviz
+
+    one, n = ensemble.members[0].posterior(data), 400
+    for means, differ in (([1.0, 3.0], True), ([2.0, 2.0], False)):
+        mixed = two_laws(one, means, [0.3, 0.4])
+        out = mixed.to_arviz(n)
+        env_loc = out.posterior["env_loc"]
+        assert env_loc.dims == ("chain", "draw", "environment", "latent") and env_loc.shape == (
+            2,
+            n,
+            data.n_envs - 1,
+            3,
+        )
+        draws = mixed.shift_draws(n).loc.reshape(2, n, data.n_envs, 3)[:, :, 1:]
+        np.testing.assert_array_equal(env_loc.values, draws)
+        halves = draws.double().reshape(2, 2, n // 2, -1).flatten(0, 1)  # split chains
+        between, within = halves.mean(1).var(0), halves.var(1).mean(0)
+        expected = ((n // 2 - 1) / (n // 2) + between / within).sqrt()
+        found = arviz.rhat(out, var_names="env_loc", method="split")["env_loc"].values.ravel()
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        assert (found > 2).all() if differ else (found < 1.1).all()
+
+
+def test_every_site_is_exported_in_the_references_latents(uncertain, data):
+    few = data.rows(range(60))
+    one = uncertain.members[0].posterior(few)
+    order, sign = [2, 0, 1], [-1.0, 1.0, -1.0]
+    mixed = EnsemblePosterior([one, one])
+    matching = Matching(np.array(order), np.array(sign), np.ones(3))
+    mixed.stability = replace(mixed.stability, matchings=[mixed.stability.matchings[0], matching])
+    out = mixed.to_arviz(5, seed=3, log_likelihood=4, posterior_predictive=True)
+    parts = [one.to_arviz(5, seed=3 + k, log_likelihood=4, posterior_predictive=True) for k in range(2)]
+    assert set(out.groups()) == set(parts[0].groups())
+    for group in parts[0].groups():
+        for name in parts[0][group].data_vars:
+            values = [part[group][name].values for part in parts]
+            if group == "observed_data":
+                np.testing.assert_array_equal(out[group][name].values, values[0])
+                continue
+            if group == "posterior":
+                directed = name in ("z", "c", "env_loc", "env_shift")
+                values[1] = values[1][..., order] * (sign if directed else 1)
+            np.testing.assert_array_equal(out[group][name].values, np.concatenate(values))
+    assert {"env_target", "env_shift"} <= set(out.posterior)
+    assert out.posterior["z"].dtype == np.float32
+
+
+def test_the_mixture_is_summarised_in_names_and_silence(uncertain, data, caplog):
+    import arviz
+
+    summary = arviz.summary(uncertain.posterior(data).to_arviz(50), var_names="env_loc")
+    assert list(summary.index[:2]) == ["env_loc[env 1, latent 0]", "env_loc[env 1, latent 1]"]
+    assert not caplog.records
+
+
+def test_discoveries_of_a_mixture_are_what_members_agree_on(ensemble, data):
+    """Probabilities ½ (1 + 1), ½ (1 + 0.9) and ½ (1 + 0): expected false shares 0, 0.025 and 0.55 / 3, by hand."""
+    one = ensemble.members[0].posterior(data)
+
+    def saying(probability):
+        posterior = copy.copy(one)
+        column = np.zeros(len(one.effects()))
+        column[:3] = probability
+        posterior.effects = lambda level, seed=0: one.effects(level).assign(probability=column)
+        return posterior
+
+    mixed = EnsemblePosterior([saying([1, 1, 1]), saying([1, 0.9, 0])])
+    found = mixed.discoveries(0.05)
+    np.testing.assert_allclose(found["probability"], [1, 0.95])
+    np.testing.assert_allclose(found["fdr"], [0, 0.025])
+    assert "between" in found and len(mixed.discoveries(0.2)) == 3
+
+
+def test_a_mixture_says_what_it_is_of(ensemble, data):
+    assert repr(ensemble.posterior(data)) == f"EnsemblePosterior({len(ensemble.members)} members, 3 latents; {data})"
+
+
 def test_the_ensembles_posterior(ensemble, data):
     posterior = ensemble.posterior(data)
     table = posterior.effects()
-    assert len(table) == data.n_envs * 3 and (table["low"] < table["high"]).all()
+    assert (
+        len(table) == (data.n_envs - 1) * 3
+        and "control" not in set(table["environment"])
+        and (table["low"] < table["high"]).all()
+    )
     assert posterior.latents().shape == (data.n, 3) and posterior.predict(n_samples=2).shape == (data.n_envs, data.g)
     single = ensemble.select(seed=1).posterior(data)
     own = ensemble.members[1].posterior(data)
