@@ -16,7 +16,6 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, fx, nn
 from torch.func import functional_call, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from ..data.environment import Batch, EnvironmentData
@@ -26,8 +25,9 @@ from ..models.cell import CellModel
 from ..seeds import isolated
 from .loop import Objective
 from .members import Draw, MemberMode, MemberNoise
+from .tracing import traced
 
-TRACE_AFTER = 20  # runs of one shape; a trace costs about a second
+TRACE_AFTER = 1  # runs of one shape
 Tensors = dict[str, Tensor]
 
 
@@ -125,7 +125,7 @@ class Program:
         key = (program.__name__, tensors[0].shape[0], *(t.shape for t in (*given.values(), *noise)))
         self.runs[key] = self.runs.get(key, 0) + 1
         if self.runs[key] == TRACE_AFTER + 1:
-            self.traced[key] = _tidied(make_fx(flat)(*tensors))
+            self.traced[key] = traced(flat, tensors)
         if key in self.traced:
             with torch.no_grad():
                 result = self.traced[key](*tensors)
@@ -229,26 +229,3 @@ def _weight(env: Tensor, counts: Tensor, n_total: int) -> Tensor:
 
 # Dimensions of a batch's fields where members share them.
 ORDINARY = {"x": 2, "env": 1, "envs": 1, "env_features": 2, "is_control": 1, "env_counts": 1, "index": 1, "weight": 1}
-
-
-def _tidied(graph: fx.GraphModule) -> fx.GraphModule:
-    """The same program without steps that do nothing, or again what was done before."""
-    aten = torch.ops.aten
-    same = {aten.detach.default, aten.alias.default}
-    shaped = {aten.view.default, aten.expand.default, aten._unsafe_view.default}
-    nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
-    pure = not any(getattr(node.target, "_schema", None) and node.target._schema.is_mutable for node in nodes)
-    done: dict[str, fx.Node] = {}
-    for node in nodes:
-        unmoved = node.target is aten.permute.default and list(node.args[1]) == list(range(len(node.args[1])))
-        if node.target in same or unmoved or (node.target in shaped and _shape(node.args[0]) == _shape(node)):
-            node.replace_all_uses_with(node.args[0])
-        elif pure and (before := done.setdefault(str((node.target, node.args, node.kwargs)), node)) is not node:
-            node.replace_all_uses_with(before)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph
-
-
-def _shape(node: Any) -> tuple[int, ...]:
-    return tuple(node.meta["val"].shape)
