@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .metrics.disentanglement import Matching
     from .posterior import Posterior
 
-LARGEST_DRAW = 200_000_000  # entries of a posterior predictive held in memory: 0.8 GB
+LARGEST_DRAW = 200_000_000  # entries of an export held in memory: 0.8 GB
 DIMS = {
     "z": ["profile", "latent"],
     "c": ["profile", "latent"],
@@ -53,22 +53,27 @@ def inference_data(
     seed: int | None,
     log_likelihood: int,
     posterior_predictive: bool,
+    profiles: bool,
 ) -> arviz.InferenceData:
     """Posteriors of the same data as chains, in the reference's latents; chain ``k`` has the draws of seed ``seed + k``.
 
     See :meth:`~pyro_cge.posterior.Posterior.to_arviz` and :meth:`~pyro_cge.train.mixture.EnsemblePosterior.to_arviz`.
     """
     raw, replicates = reference.raw, len(posteriors) * n_samples
-    if posterior_predictive and (entries := replicates * raw.n * raw.g) > LARGEST_DRAW:
+    row = profiles * (raw.g + 2 * replicates * reference.model.d)  # x, z and c
+    row += replicates * (bool(log_likelihood) + posterior_predictive * raw.g)
+    if (entries := raw.n * row) > LARGEST_DRAW:
         raise ConfigError(
-            f"{replicates} replicated data sets of {raw.n:,} × {raw.g:,} have {entries:,} entries, "
-            f"more than {LARGEST_DRAW:,}: take fewer draws, profiles (data.rows) or genes, or the statistics alone "
-            "(metrics.predictive_check)"
+            f"{replicates} draws for {raw.n:,} profiles × {raw.g:,} genes have {entries:,} entries, more than "
+            f"{LARGEST_DRAW:,}: take fewer draws, profiles (data.rows) or genes; profiles=False leaves out z, c and the "
+            "data, and metrics.predictive_check has the statistics of a posterior predictive alone"
         )
+    if seed is None:  # one for all questions, or their draws would not belong together
+        seed = int(torch.randint(2**31, ()))
     chains = []
     for k, posterior in enumerate(posteriors):
-        own = None if seed is None else seed + k
-        draws = _draws(posterior, n_samples, own)
+        own = seed + k
+        draws = _draws(posterior, n_samples, own, profiles)
         if matchings is not None:
             draws = {name: _matched(name, values, matchings[k]) for name, values in draws.items()}
         groups = {"posterior": draws}
@@ -81,7 +86,8 @@ def inference_data(
         group: {name: torch.stack([chain[group][name] for chain in chains]) for name in variables}
         for group, variables in chains[0].items()
     }
-    together["observed_data"] = {"x": raw.x}
+    if profiles:
+        together["observed_data"] = {"x": raw.x}
     names = {
         "profile": list(raw.obs.index),
         "latent": list(reference.latent_names),
@@ -92,11 +98,8 @@ def inference_data(
     return _converted(together, names)
 
 
-def _draws(posterior: Posterior, n_samples: int, seed: int | None) -> dict[str, Tensor]:
+def _draws(posterior: Posterior, n_samples: int, seed: int, profiles: bool) -> dict[str, Tensor]:
     """Draws of noise, causes, the treated environments' laws and the latent sites behind these, all of one another."""
-    z = posterior.samples(n_samples, seed)
-    with torch.no_grad():
-        c = posterior.model.scm(z.to(posterior.device)).cpu()
     laws, batch = posterior.shift_draws(n_samples, seed), posterior.every_environment()
     unit = posterior.model.prior.units(batch).unit
     with torch.no_grad(), isolated(seed, "posterior"):
@@ -105,7 +108,7 @@ def _draws(posterior: Posterior, n_samples: int, seed: int | None) -> dict[str, 
     draws |= {f"{unit}_{effect}": values.cpu() for effect, values in effects.items()}
     treated = posterior.treated
     chosen = {name: v[:, treated] if name.startswith("env_") else v for name, v in draws.items()}
-    return {"z": z, "c": c, **chosen}
+    return {kind: posterior.samples(n_samples, seed, kind) for kind in ("z", "c") if profiles} | chosen
 
 
 def _matched(name: str, values: Tensor, matching: Matching) -> Tensor:

@@ -6,13 +6,14 @@ Nothing heavy is loaded here, so that the command line tells a mistake at once.
 from __future__ import annotations
 
 import difflib
+import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import SEEDS, ConfigError
 
@@ -20,6 +21,8 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 _BRIEFLY = reprlib.Repr()
 _BRIEFLY.maxlevel = 2  # nested aliases of YAML would fill a screen a million times over
+
+SPLITS = ("auto", "perturbagen", "combination", "cell_line", "environment", "random")
 
 
 class Checked(BaseModel):
@@ -98,12 +101,34 @@ class RunConfig(Checked):
     standardize: bool = Field(default=True, description="Train on genes of mean 0 and sd 1; counts stay as they are")
     split: str = Field(
         default="auto",
-        description="What is held out: auto, perturbagen, combination, cell_line, environment, random or column:NAME",
+        description=f"What is held out: {', '.join(SPLITS)}, group:NAME (whole values of a column) or column:NAME (of train, "
+        "valid and test)",
     )
     fractions: tuple[float, float, float] = Field(
         default=(0.8, 0.1, 0.1), description="Shares of train, valid and test"
     )
     seed: int = Field(default=0, ge=0, lt=SEEDS, description="Random seed")
+
+    @field_validator("split")
+    @classmethod
+    def known(cls, value: str) -> str:
+        kind, colon, name = value.partition(":")
+        if value not in SPLITS and not (kind in ("group", "column") and colon and name):
+            raise ValueError(f"expected {', '.join(SPLITS)}, group:NAME or column:NAME")
+        return value
+
+    @field_validator("fractions")
+    @classmethod
+    def shares(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(value) < 0 or value[0] == 0 or not math.isclose(sum(value), 1, rel_tol=1e-5):
+            raise ValueError("expected three shares that add up to 1, the first above 0")
+        return value
+
+    @model_validator(mode="after")
+    def rotatable(self) -> Self:
+        if self.rotate and self.model != "dense":
+            raise ValueError(f"rotate turns fits of model = 'dense' only, and model is {self.model!r}")
+        return self
 
 
 class DiscoverConfig(Checked):
@@ -195,12 +220,13 @@ def read_settings(
     Raises
     ------
     ConfigError
-        Naming the key or value at fault and the closest key that exists.
+        Naming the key or value at fault and the closest key that exists; for a setting that an override and a keyword
+        argument give differently, and a model that is not the file's.
     """
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            content = _yaml(Path(path).read_text(encoding="utf-8"), str(path))
+            content = from_yaml(Path(path).read_text(encoding="utf-8"), str(path))
         except FileNotFoundError as error:
             raise ConfigError(f"{path}: no such file; check the path") from error
         except (OSError, UnicodeDecodeError) as error:
@@ -208,13 +234,19 @@ def read_settings(
         if not isinstance(content, dict | None):
             raise ConfigError(f"{path} must hold 'key: value' lines, found {type(content).__name__}")
         values |= content or {}
+    # What one command says twice is no default: nor is the model, which the file's other settings were made for.
+    said = {"model": str(path)} if "model" in values else {}
     for item in overrides:
         key, separator, text = item.partition("=")
         if not separator:
             raise ConfigError(f"--set needs key=value, got {item!r}")
-        values[key.strip()] = _yaml(text, f"--set {key.strip()}")
-    values |= {k: v for k, v in given.items() if v is not None}
-    return validated(kind, values, str(path) if path else "settings")
+        name = key.strip()
+        values[name], said[name] = from_yaml(text, f"--set {name}"), "--set"
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if name in said and values[name] != value:
+            raise ConfigError(f"{name} is {values[name]!r} in {said[name]} and given as {value!r}, too: leave one out")
+    return validated(kind, values | given, str(path) if path else "settings")
 
 
 def as_yaml(kind: type[BaseModel]) -> str:
@@ -233,7 +265,8 @@ def _choices(annotation: Any) -> list[str]:
     return [str(p) for p in parts] if get_origin(annotation) is Literal else [c for p in parts for c in _choices(p)]
 
 
-def _yaml(text: str, source: str) -> Any:
+def from_yaml(text: str, source: str) -> Any:
+    """What a YAML text says; :class:`ConfigError` naming its source where it is none."""
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 99 is a ValueError
@@ -254,6 +287,8 @@ def validated(kind: type[Settings], values: Mapping[str, Any], source: str) -> S
                 close = difflib.get_close_matches(name, kind.model_fields, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(kind.model_fields)}"
                 findings.append(f"unknown setting {name!r}: {hint}")
+            elif not name:  # of several settings together
+                findings.append(finding["msg"].removeprefix("Value error, "))
             else:
                 findings.append(
                     f"{name} = {_BRIEFLY.repr(finding['input'])}: {finding['msg'].removeprefix('Value error, ')}"

@@ -21,7 +21,7 @@ import pandas as pd
 
 from .config import DiscoverConfig
 from .data.anndata import read_h5ad
-from .data.files import first_line, read_frame, sha256
+from .data.files import first_line, read_frame, separator, sha256
 from .data.tables import read_table
 from .discovery import Knowledge, LargeOrderSearch, OrderSearch, edge_table, samples, write_graph
 from .discovery.inputs import Samples
@@ -130,12 +130,12 @@ def search_for(
 
 def read_profiles(path: Path, env_key: str | None, layer: str | None = None) -> Any:
     """What the file holds, as :func:`~pyro_cge.discovery.inputs.samples` takes it."""
-    if {".csv", ".tsv", ".txt"} & set(path.suffixes):
+    if separator(path) is not None:
         if layer is not None:
             raise ConfigError(f"{path}: a table has no layer {layer!r}; layers are those of .h5ad files")
         if env_key is not None:
             return read_table(path, env_column=env_key)
-        table = read_frame(path, sep="," if ".csv" in path.suffixes else "\t")
+        table = read_frame(path)
         if str(table.columns[0]).startswith("Unnamed:"):  # profile ids
             table = table.iloc[:, 1:]
         words = [str(name) for name, kind in table.dtypes.items() if kind.kind not in "iuf"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,15 @@ def check_run(settings: Mapping[str, Any], folder: Path, resume: bool) -> bool:
     Raises
     ------
     ConfigError
-        If the folder holds a run and ``resume`` is False, or a run of other settings.
+        If the folder holds a run and ``resume`` is False, a run of other settings, or something else than a run.
     CheckpointError
         If what it was begun with cannot be read.
     """
     known = folder / "config.json"
     if not known.exists():
+        # All that a run killed in its first write leaves is that write.
+        if not folder.is_dir() or any(path.suffix != ".tmp" for path in folder.iterdir()):
+            check_new(folder)
         return False
     if not resume:
         raise ConfigError(f"{folder} holds a run already: choose another folder, or continue it with --resume")
@@ -45,6 +49,15 @@ def check_run(settings: Mapping[str, Any], folder: Path, resume: bool) -> bool:
             f"{folder} was run with other settings ({differences}): give the same again, --config {known}"
         )
     return True
+
+
+def finished_fits(folder: Path) -> list[tuple[str, int]]:
+    """Model and seed of each finished run ``model/seed0`` in a folder of ``compare``."""
+    found = (
+        re.fullmatch(r"(\w+)/seed(\d+)", path.parent.relative_to(folder).as_posix())
+        for path in folder.glob("*/seed*/weights.safetensors")
+    )
+    return sorted((match[1], int(match[2])) for match in found if match)
 
 
 def check_finished(folder: Path) -> Path:

@@ -23,7 +23,7 @@ import pandas as pd
 
 from .config import ImputeConfig
 from .data.anndata import write_anndata
-from .data.files import read_frame, sha256
+from .data.files import read_frame, sha256, whole_folder
 from .errors import DataError
 from .imputation import (
     DNPP,
@@ -42,7 +42,7 @@ from .imputation import (
     k_fold,
 )
 from .imputation.protocol import predicted
-from .rank_drugs import read_effects, whole_folder
+from .imputation.reading import read_effects
 from .train.checkpoint import write_json
 
 PACKAGES = ("pyro-cge", "pyro-ppl", "torch", "numpy", "pandas", "scipy", "anndata")

@@ -5,6 +5,7 @@ Pure functions of numbers; :class:`~pyro_cge.posterior.Posterior` calls them wit
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -59,6 +60,33 @@ def schwarz_penalty(shift: NoiseShift, counts: Tensor) -> Tensor:
     """
     fitted = (shift.loc != 0).double() + (shift.log_scale != 0).double()
     return 0.5 * fitted * counts.clamp_min(1).double().log().unsqueeze(-1)
+
+
+def target_probability(
+    loc: Tensor, scale: Tensor, env: Tensor, shift: NoiseShift, odds: float, counts: Tensor | None = None
+) -> Tensor:
+    """Probability that an environment intervenes on a latent's noise ``[E, d]``; 0 where its law is the reference's.
+
+    Two laws of the noise of an environment's profiles are compared, its own ``N(μ, σ²)`` and the reference N(0, 1)::
+
+        log BF[e, j] = − Σ_{i in e} log E_q[N(z_ij; 0, 1) / N(z_ij; μ_ej, σ_ej²)] − ½ k_ej log n_e
+        P(target)    = 1 / (1 + 1 / (odds · BF))
+
+    The first term is the ratio of marginal likelihoods (:func:`log_bayes_factor`, whose arguments these are), the second
+    pays for the ``k`` numbers (mean, scale) fitted to the environment (:func:`schwarz_penalty`); without ``counts [E]``,
+    the number of profiles, the laws are known and pay nothing.
+
+    Raises
+    ------
+    ConfigError
+        If the prior odds are not a positive number.
+    """
+    if not 0 < odds < math.inf:
+        raise ConfigError(f"prior_odds are those of a target before seeing data, a positive number, got {odds}")
+    evidence = log_bayes_factor(loc, scale, env, shift)
+    if counts is not None:
+        evidence = evidence - schwarz_penalty(shift, counts)
+    return torch.sigmoid(evidence + math.log(odds)) * ((shift.loc != 0) | (shift.log_scale != 0))
 
 
 def moments(loc: Tensor, scale: Tensor, env: Tensor, n_envs: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,21 +10,20 @@ import pyro
 import torch
 from torch import Tensor
 
-from .data.align import align, training_rows
+from .data.align import align, chosen_environments
 from .data.environment import Batch, EnvironmentData
 from .data.profiles import Profiles
 from .data.standardize import Standardizer
 from .data.streamed import StreamedData
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 from .guides.amortized import AmortizedGuide
 from .interventions import (
     credible_interval,
     discoveries,
-    log_bayes_factor,
     moments,
     sampling_interval,
-    schwarz_penalty,
     similarity,
+    target_probability,
     tidy,
 )
 from .models.cell import CellModel
@@ -123,14 +121,9 @@ class Posterior:
     def targets(self, prior_odds: float | None = None) -> pd.DataFrame:
         """Probability that an environment intervenes on a latent's noise, environment × latent.
 
-        Where the prior has a site ``env_target``, its posterior probability. Otherwise two laws of the noise of an
-        environment's profiles are compared, its own ``N(μ, σ²)`` and the reference N(0, 1)::
-
-            log BF[e, j] = − Σ_{i in e} log E_q[N(z_ij; 0, 1) / N(z_ij; μ_ej, σ_ej²)] − ½ k_ej log n_e
-            P(target)    = 1 / (1 + 1 / (prior_odds · BF))
-
-        The first term is the ratio of marginal likelihoods (:func:`~pyro_cge.interventions.log_bayes_factor`), the
-        second pays for the ``k`` numbers (mean, scale) fitted to the environment; known laws pay nothing.
+        Where the prior has a site ``env_target``, its posterior probability. Otherwise the evidence that an environment's
+        profiles follow its own law of the noise and not the reference N(0, 1), less a penalty for what of that law was
+        fitted, at ``prior_odds`` (:func:`~pyro_cge.interventions.target_probability`).
 
         Where the model itself sets an environment's law to the reference, the probability is 0: in controls, which
         define it, and everywhere in models whose prior knows no environments (:attr:`moves_latents` is False).
@@ -144,13 +137,10 @@ class Posterior:
         with torch.no_grad():
             probability = self.guide.target_probability(self.every_environment())
         if probability is None:
-            shift, (loc, scale) = self.shift(), self._encode()
-            evidence = log_bayes_factor(loc, scale, self.data.env.cpu(), shift)
-            if any(p.requires_grad for p in self.model.prior.parameters()):
-                evidence -= schwarz_penalty(shift, self.data.env_counts.cpu())
             odds = 1 / max(self.model.d - 1, 1) if prior_odds is None else prior_odds
-            own = (shift.loc != 0) | (shift.log_scale != 0)
-            probability = torch.sigmoid(evidence + math.log(odds)) * own
+            fitted = any(p.requires_grad for p in self.model.prior.parameters())
+            counts = self.data.env_counts.cpu() if fitted else None
+            probability = target_probability(*self._encode(), self.data.env.cpu(), self.shift(), odds, counts)
         values = (probability.cpu() * self.treated.unsqueeze(-1)).numpy()
         return pd.DataFrame(values, pd.Index(self.raw.env_names, name="environment"), self.latent_names)
 
@@ -206,34 +196,31 @@ class Posterior:
 
     # Latents
 
+    @torch.no_grad()
     def latents(self, kind: str = "z") -> pd.DataFrame:
         """Posterior mean of the noise (``"z"``) or of the causes at that mean (``"c"``), profile × latent."""
-        if kind not in ("z", "c"):
-            raise ValueError(f"kind must be 'z' (noise) or 'c' (causes), got {kind!r}")
-        z = self._encode()[0]
-        if kind == "c":
-            with torch.no_grad():
-                z = self.model.scm(z.to(self.device)).cpu()
-        return pd.DataFrame(z.numpy(), index=self.raw.obs.index, columns=self.latent_names)
+        values = torch.cat([self._of_kind(kind, batch, *self._means(batch)) for batch in self._batches()])
+        return pd.DataFrame(values.numpy(), index=self.raw.obs.index, columns=self.latent_names)
 
     @torch.no_grad()
-    def samples(self, n_samples: int = 100, seed: int | None = 0) -> Tensor:
-        """Draws of the noise ``[S, n, d]`` from the guide, jointly with :meth:`shift_draws` of the same seed."""
+    def samples(self, n_samples: int = 100, seed: int | None = 0, kind: str = "z") -> Tensor:
+        """Joint draws ``[S, n, d]`` of noise or (another call) causes, and of :meth:`shift_draws` of the same seed."""
         with isolated(seed, "posterior"):
             laws = self._shift_draws(n_samples)
-            return torch.cat([self._noise(batch, laws).sample().cpu() for batch in self._batches()], -2)
+            return torch.cat([self._of_kind(kind, b, *self._noise(b, laws)) for b in self._batches()], -2)
 
     # Expression
 
     @torch.no_grad()
     def reconstruct(self) -> Tensor:
         """Expected expression ``[n, g]`` of the observed profiles, at the posterior mean of their noise."""
-        parts = [self.model.mean(self.guide.encode(b)[0], b) for b in self._batches()]
+        means = ((*self._means(batch), batch) for batch in self._batches())
+        parts = [self.model.mean(z, batch, own) for z, own, batch in means]
         return self.scaler.inverse(torch.cat(parts).cpu())
 
     def predict(
         self,
-        environments: EnvironmentData | StreamedData | Sequence[str] | None = None,
+        environments: EnvironmentData | StreamedData | Sequence[str] | str | None = None,
         n_samples: int = 100,
         seed: int | None = 0,
     ) -> Tensor:
@@ -241,29 +228,19 @@ class Posterior:
 
         Parameters
         ----------
-        environments : EnvironmentData, StreamedData, sequence of names, or None
+        environments : EnvironmentData, StreamedData, name, sequence of names, or None
             Environments of another data set (only its environment table and features are read), some of this one's by
             name, or all of this one's.
 
         Raises
         ------
         DataError
-            For an environment that was not in training, in a model that knows environments by name only.
+            For no environments; for one that was not in training, in a model that knows environments by name only.
         """
-        table = self.raw.schema()
-        rows = list(range(table.n_envs))
-        if isinstance(environments, EnvironmentData | StreamedData) and self.schema.n_features is None:
-            rows = training_rows(list(environments.env_names), self.schema)
-        elif isinstance(environments, EnvironmentData | StreamedData):
-            table = align(environments.schema(), self.schema)
-            rows = list(range(table.n_envs))
-        elif environments is not None:
-            rows = table.environments(environments)
-        env = torch.tensor(rows, dtype=torch.long)
+        table, rows = chosen_environments(environments, self.raw.schema(), self.schema)
+        batch = table.to(self.device).cells(torch.tensor(rows, device=self.device))
         with isolated(seed, "posterior"):
-            return self.scaler.inverse(
-                self.model.predict(table.to(self.device).cells(env.to(self.device)), n_samples, self.guide).cpu()
-            )
+            return self.scaler.inverse(self.model.predict(batch, n_samples, self.guide).cpu())
 
     @torch.no_grad()
     def counterfactual(self, environment: str) -> Tensor:
@@ -277,11 +254,12 @@ class Posterior:
         shift = self._law()
         parts = []
         for batch in self._batches():
-            z = self.guide.encode(batch)[0]
+            z, own = self._means(batch)
             source = batch.envs.index_select(0, batch.env)
             goal = torch.full_like(source, target)
             moved = shift.transport(z, source, goal)
-            parts.append(batch.x + self.model.mean(moved, self.data.cells(goal)) - self.model.mean(z, batch))
+            treated, seen = self.model.mean(moved, self.data.cells(goal), own), self.model.mean(z, batch, own)
+            parts.append(batch.x + treated - seen)
         return self.scaler.inverse(torch.cat(parts).cpu())
 
     @torch.no_grad()
@@ -295,9 +273,9 @@ class Posterior:
         with isolated(seed, "posterior"):
             laws = self._shift_draws(n_samples)
             for batch in self._batches():
-                law = laws.select(batch.envs).law(batch.env) if new_profiles else self._noise(batch, laws)
-                z = law.sample()
-                parts.append(self.scaler.inverse(self.model.likelihood(self.model.scm(z), batch).sample().cpu()))
+                z, own = self._noise(batch, laws, new_profiles)
+                c = self.model.causes(z, batch, own)
+                parts.append(self.scaler.inverse(self.model.likelihood(c, batch).sample().cpu()))
         return torch.cat(parts, -2)
 
     # Fit to the data
@@ -321,7 +299,7 @@ class Posterior:
             laws = self._shift_draws(n_samples)
             parts = [
                 marginal_log_likelihood(self.model, self.guide, batch, laws.select(batch.envs), n_importance)
-                for batch in self.data.batches(size)
+                for batch in self._batches(size)
             ]
         return torch.cat(parts, -1).cpu() - self.scaler.scale.log().sum().cpu()
 
@@ -334,6 +312,7 @@ class Posterior:
         *,
         log_likelihood: int = 0,
         posterior_predictive: bool = False,
+        profiles: bool = True,
     ) -> arviz.InferenceData:
         """Every site as an ArviZ ``InferenceData`` with named dimensions.
 
@@ -350,17 +329,25 @@ class Posterior:
             :meth:`log_likelihood`), which ``arviz.loo`` and ``arviz.compare`` read; 0 leaves it out. 1000, with a few
             hundred draws, keeps the Monte Carlo error small beside differences of models.
         posterior_predictive : bool
-            Add the group ``posterior_predictive`` (``x``: chain × draw × profile × gene, see :meth:`replicate`);
-            ``ConfigError`` where it would not fit in memory.
+            Add the group ``posterior_predictive`` (``x``: chain × draw × profile × gene, see :meth:`replicate`).
+        profiles : bool
+            Whether to export ``z``, ``c`` and ``observed_data``. Without, what is said of environments remains.
+
+        Raises
+        ------
+        ConfigError
+            If all of it would not fit in memory.
         """
         from .arviz_export import inference_data
 
-        return inference_data([self], self, None, n_samples, seed, log_likelihood, posterior_predictive)
+        return inference_data([self], self, None, n_samples, seed, log_likelihood, posterior_predictive, profiles)
 
     # Pieces
 
-    def _batches(self) -> Any:
-        return self.data.batches(BATCH)
+    def _batches(self, size: int | None = None) -> Any:
+        if not self.raw.n:
+            raise DataError("these data have no profiles; without any, ask for shift() or predict()")
+        return self.data.batches(size or BATCH)
 
     def every_environment(self) -> Batch:
         """One unobserved cell of each environment."""
@@ -374,10 +361,23 @@ class Posterior:
     def _shift_draws(self, n_samples: int) -> NoiseShift:
         return self.guide.draw_shift(self.every_environment(), n_samples)
 
-    def _noise(self, batch: Batch, laws: NoiseShift) -> torch.distributions.Distribution:
-        """``q(z | x, e)`` over ``[S, n, d]``, one row a draw of the laws."""
-        q = self.guide.posterior(batch, laws.select(batch.envs))
-        return q.expand(torch.Size((len(laws.loc), len(batch))))
+    def _noise(self, batch: Batch, laws: NoiseShift, new_profiles: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Draws of the noise ``[S, n, d]`` and of what children have of their own ``[S, n, k]``, for draws of the laws."""
+        shift, shape = laws.select(batch.envs), torch.Size((len(laws.loc), len(batch)))
+        if new_profiles:
+            return shift.law(batch.env).sample(), self.model.scm.draw_own(shape)
+        z, own = self.guide.posterior(batch, shift), self.guide.own_noise(batch, shift)
+        return z.expand(shape).sample(), None if own is None else own.expand(shape).sample()
+
+    def _means(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Posterior means of the same two."""
+        own = self.guide.own_noise(batch)
+        return self.guide.encode(batch)[0], None if own is None else own.mean
+
+    def _of_kind(self, kind: str, batch: Batch, z: Tensor, own: Tensor | None) -> Tensor:
+        if kind not in ("z", "c"):
+            raise ValueError(f"kind must be 'z' (noise) or 'c' (causes), got {kind!r}")
+        return (z if kind == "z" else self.model.causes(z, batch, own)).cpu()
 
     @torch.no_grad()
     def _encode(self) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,13 +23,12 @@ import pandas as pd
 
 from .config import RankDrugsConfig
 from .data.environment import some
-from .data.files import first_line, read_frame, sha256
+from .data.files import read_frame, sha256, whole_folder
 from .discovery import edge_table, named_graph, write_graph
 from .errors import ConfigError, DataError
 from .imputation import (
     NTKGP,
     ActionMean,
-    Effects,
     FixedEffects,
     ShrunkMean,
     TargetSearch,
@@ -42,6 +37,7 @@ from .imputation import (
     protein_network,
     rank_drugs,
 )
+from .imputation.reading import read_effects
 from .train.checkpoint import write_json
 
 PACKAGES = ("pyro-cge", "numba", "numpy", "networkx", "pandas", "scipy")
@@ -89,7 +85,7 @@ def rank(
         raise ConfigError(f"targets need network=, expression= and drug_targets=; missing: {'=, '.join(absent)}=")
     signature = read_signature(disease, change)
     measured = read_effects(effects, *keys)
-    names = None if aliases is None else _table(aliases)
+    names = None if aliases is None else read_frame(aliases)
     started = time.process_time()
     imputer = None
     if config.imputer is not None:
@@ -141,7 +137,7 @@ def rank(
 def _targets(
     config: RankDrugsConfig, signature: pd.Series, drugs: pd.DataFrame, network: Path, cells: Path, acting: Path
 ) -> TargetSearch:
-    edges = _table(network)
+    edges = read_frame(network)
     kind = next((name for name in ("cost", "confidence") if name in edges), None)
     if kind is None:
         raise DataError(f"{network}: no column 'cost' or 'confidence'; there are {', '.join(map(str, edges.columns))}")
@@ -149,15 +145,17 @@ def _targets(
     there = signature[signature.index.isin(list(interactions))]
     if not len(there):
         raise DataError(f"{network}: none of the {len(signature):,} genes of the disease signature is in the network")
-    expression = _table(cells)
+    expression = read_frame(cells)
     if str(expression.columns[0]).startswith("Unnamed:"):
         expression = expression.iloc[:, 1:]
     return identify_targets(
         disease_genes(there, n=min(config.n_genes, int((there != 0).sum()))),
         interactions,
         expression.select_dtypes("number"),
-        _table(acting),
-        drugs=drugs if drugs.index.isin(_table(acting).get("drug", pd.Series(dtype=str)).astype(str)).any() else None,
+        read_frame(acting),
+        drugs=drugs
+        if drugs.index.isin(read_frame(acting).get("drug", pd.Series(dtype=str)).astype(str)).any()
+        else None,
         omega=config.omega,
         scope=config.scope,
         noise=config.noise,
@@ -168,62 +166,13 @@ def _targets(
 
 def read_signature(path: Path, change: Sequence[str]) -> pd.DataFrame:
     """Log2 fold changes ``[genes, replicates]`` of a table whose first column names the genes."""
-    table = _table(path)
+    table = read_frame(path)
     if absent := [name for name in change if name not in table.columns[1:]]:
         raise DataError(
             f"{path}: no column {absent[0]!r} of log2 fold changes; there are {some(list(table.columns))}: name one with "
             "change="
         )
     return table.set_index(table.columns[0])[list(change)]
-
-
-def read_effects(path: Path, context: str, action: str) -> Effects:
-    """Signatures of an .h5ad file or a table, replicates averaged."""
-    import anndata
-
-    if {".csv", ".tsv", ".txt"} & set(path.suffixes):
-        table = _table(path)
-        _check_keys(path, table, context, action)
-        numbers = table.drop(columns=[context, action]).select_dtypes("number")
-        numbers = numbers[[name for name in numbers if not str(name).startswith("Unnamed:")]]
-        if not numbers.shape[1]:
-            raise DataError(f"{path}: no column of numbers beside {context!r} and {action!r}: there is no gene")
-        obs = table[[context, action]].astype(str).set_index(table.index.astype(str))
-        var = pd.DataFrame(index=numbers.columns.astype(str))
-        adata = anndata.AnnData(numbers.to_numpy(dtype=float), obs=obs, var=var)
-    else:
-        try:
-            adata = anndata.read_h5ad(path)
-        except Exception as error:  # h5py and anndata raise many kinds for a damaged or absent file
-            raise DataError(f"{path}: not a readable .h5ad file ({first_line(error)})") from error
-        _check_keys(path, adata.obs, context, action)
-    return Effects.from_anndata(adata, context=context, action=action, replicates="mean")
-
-
-def _check_keys(path: Path, table: pd.DataFrame, *keys: str) -> None:
-    if absent := [name for name in keys if name not in table]:
-        raise DataError(
-            f"{path}: no column {absent[0]!r}; there are {some(list(table.columns))}: name those of contexts and of actions "
-            "with keys="
-        )
-
-
-@contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its place on success and is removed on any failure."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot write in {out.parent} ({error.strerror}); choose another folder") from error
-    try:
-        yield part
-        part.chmod(0o755)
-        os.replace(part, out)
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be written ({error.strerror or error}); choose another folder") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def summary(drugs: pd.DataFrame, found: TargetSearch | None) -> str:
@@ -242,10 +191,6 @@ def summary(drugs: pd.DataFrame, found: TargetSearch | None) -> str:
         lines.append(f"{len(found.genes):,} genes in the tree; targets by disease genes downstream")
         lines += [f"  {row.Index}  {row.downstream:.2f}  {row.drugs}" for row in found.targets.head(5).itertuples()]
     return "\n".join(lines)
-
-
-def _table(path: Path) -> pd.DataFrame:
-    return read_frame(path, sep="," if ".csv" in path.suffixes else "\t")
 
 
 def _write(drugs: pd.DataFrame, found: TargetSearch | None, out: Path) -> None:

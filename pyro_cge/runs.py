@@ -23,6 +23,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from . import metrics, sites
 from .config import RunConfig, validated
@@ -31,7 +32,7 @@ from .data.files import clear_leftovers, read_frame
 from .data.profiles import Profiles
 from .data.splits import Split, split
 from .data.standardize import Standardizer
-from .data.streamed import HASHED_FILES, StreamedData
+from .data.streamed import StreamedData
 from .errors import CheckpointError, DataError, PyroCgeError
 from .folders import check_finished, check_run, read_json
 from .guides.amortized import AmortizedGuide
@@ -53,10 +54,12 @@ from .train.checkpoint import (
 )
 from .train.distributed import joined
 from .train.fit import Fit, fit
+from .train.fold import check_foldable
 from .train.loop import Objective, evaluate
 from .train.rotation import rotate
 
-SHOWN = 10_000
+SCORED = 2_000_000  # entries of expression scored at a time
+SHOWN = 10_000  # profiles of streamed data that are drawn
 
 
 def build(config: RunConfig, data: Profiles) -> tuple[CellModel, AmortizedGuide]:
@@ -68,7 +71,10 @@ def build(config: RunConfig, data: Profiles) -> tuple[CellModel, AmortizedGuide]
         if options.get(name) == unset:
             options.pop(name, None)
     with isolated(config.seed):
-        return preset(cast(Any, data), config.latents, **options)
+        model, guide = preset(cast(Any, data), config.latents, **options)
+    if config.rotate:
+        check_foldable(model, guide)  # before it is trained
+    return model, guide
 
 
 def objective_of(config: RunConfig, data: EnvironmentData) -> Objective:
@@ -90,7 +96,7 @@ def make_split(config: RunConfig, data: Profiles) -> Split:
         by = "environment" if data.n_features is not None else "random"
     if by.startswith("column:"):
         return Split.from_column(data, by.removeprefix("column:"))
-    return split(data, by=by, fractions=config.fractions, seed=config.seed)
+    return split(data, by=by.removeprefix("group:"), fractions=config.fractions, seed=config.seed)
 
 
 def run(
@@ -170,7 +176,7 @@ def begin(config: RunConfig, data: Profiles, out: Path, resume: bool) -> Split:
         kept = out / "versions.json"  # a run killed at its very start has none
         if kept.exists() and (theirs := read_json(kept).get("data")) != data.digest:
             raise CheckpointError(
-                f"the data changed since the run in {out} was started{HASHED_FILES * isinstance(data, StreamedData)}: their "
+                f"the data changed since the run in {out} was started: their "
                 f"hash is {data.digest[:12]}, {kept.name} has {str(theirs)[:12]}. Give the data it was started with, or choose another folder"
             )
         if (out / "split.json").exists() and not Split.load(out / "split.json").same_rows(parts):
@@ -190,7 +196,7 @@ def begin(config: RunConfig, data: Profiles, out: Path, resume: bool) -> Split:
 def end(result: Fit, config: RunConfig, data: Profiles, parts: Split, out: Path) -> dict[str, dict[str, float]]:
     """Judge the fit by part, and write what is known after training; returns the metrics."""
     scores = {
-        name: score(result, shown(data.rows(rows)))
+        name: score(result, data.rows(rows))
         for name, rows in (("train", parts.train), ("valid", parts.valid), ("test", parts.test))
         if len(rows)
     }
@@ -202,28 +208,44 @@ def end(result: Fit, config: RunConfig, data: Profiles, parts: Split, out: Path)
 
 
 def shown(data: Profiles) -> EnvironmentData:
-    """What is scored and drawn: the data, of streamed ones at most ``SHOWN`` profiles, evenly spaced in the file."""
+    """What is drawn: the data, of streamed ones at most ``SHOWN`` profiles, evenly spaced in the file."""
     if not isinstance(data, StreamedData):
         return cast(EnvironmentData, data)
     return data.rows(np.linspace(0, data.n - 1, min(data.n, SHOWN)).astype(int)).in_memory()
 
 
-def score(result: Fit, data: EnvironmentData) -> dict[str, float]:
+def score(result: Fit, data: Profiles) -> dict[str, float]:
     """Loss, reconstruction and prediction of one part; with a known truth also how well latents are recovered.
 
-    ``reconstruction_*`` sees the profile, ``prediction_*`` only its environment.
+    Means over all profiles of :func:`by_profile`.
     """
-    posterior = result.posterior(data)
-    figures = dict(evaluate(result.model, result.guide, posterior.data).items())
-    figures |= {f"reconstruction_{k}": v for k, v in metrics.summarise(data.x, posterior.reconstruct()).items()}
-    predicted = posterior.predict(n_samples=30)[posterior.raw.env]
-    figures |= {f"prediction_{k}": v for k, v in metrics.summarise(data.x, predicted).items()}
+    figures = evaluate(result.model, result.guide, result.posterior(data).data)
+    figures |= metrics.means(by_profile(result, data))
     if data.truth is not None:
         figures |= recovery(result, data)
     return figures
 
 
-def recovery(result: Fit, data: EnvironmentData) -> dict[str, float]:
+def by_profile(result: Fit, data: Profiles) -> dict[str, Tensor]:
+    """Errors and correlations of each profile ``[n]``, with a part of the profiles in memory at a time.
+
+    ``reconstruction_*`` sees the profile, ``prediction_*`` only its environment.
+    """
+    posterior = result.posterior(data)
+    predicted = posterior.predict(n_samples=30)
+    parts = []
+    for rows in torch.arange(data.n).split(max(1, SCORED // data.g)):
+        part = posterior.raw.rows(rows)
+        part = part.in_memory() if isinstance(part, StreamedData) else part
+        seen = metrics.per_profile(part.x, result.posterior(part).reconstruct())
+        unseen = metrics.per_profile(part.x, predicted[part.env])
+        parts.append(
+            {f"reconstruction_{k}": v for k, v in seen.items()} | {f"prediction_{k}": v for k, v in unseen.items()}
+        )
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def recovery(result: Fit, data: Profiles) -> dict[str, float]:
     """MCC with the true noise and recovery of the true targets, read from the noise each environment shows.
 
     The same reading for every model: a latent is named where the mean of its posterior noise in an environment lies
@@ -287,6 +309,7 @@ def save_fit(result: Fit, config: RunConfig, path: Path) -> None:
         "genes": list(schema.gene_names),
         "environments": list(schema.env_names),
         "control": list(schema.control),
+        "features": schema.env_table.attrs.get("feature_names"),
         "best_epoch": result.best_epoch,
         "settings": result.settings,
     }
@@ -317,6 +340,7 @@ def load_fit(folder: Path) -> Fit:
             env_features=tensors.get("schema.env_features"),
             control=manifest["control"],
         )
+        schema.env_table.attrs["feature_names"] = manifest.get("features")  # files of before have none
         scaler = Standardizer(tensors["scaler.mean"], tensors["scaler.scale"], genes)
         best_epoch, settings = manifest["best_epoch"], manifest["settings"]
         model, guide = build(config, schema)

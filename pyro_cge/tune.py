@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
-from .config import RunConfig, validated
+from .config import RunConfig, from_yaml, validated
 from .errors import ConfigError, NonFiniteLossError
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from .data.profiles import Profiles
 
 Space = dict[str, str]
+# A loss compares models of the same held-out numbers in the same units, and the rotation follows the loss.
+FIXED = ("split", "fractions", "seed", "standardize", "rotate")
+COUNTS = {"poisson", "negative_binomial"}
 BUSY = ("IntegrityError", "OperationalError", "StorageInternalError")  # of a database that another process sets up
 LONGEST_WAIT = 3.0  # seconds
 
@@ -102,12 +105,23 @@ def laws(config: RunConfig, space: Mapping[str, str]) -> dict[str, optuna.distri
     Raises
     ------
     ConfigError
-        Without Optuna, or for a space that does not fit the settings.
+        Without Optuna, or for a space that does not fit the settings or whose losses are not to be compared.
     """
     _optuna()
+    if fixed := [name for name in FIXED if name in space]:
+        raise ConfigError(
+            f"{', '.join(fixed)} cannot be varied: trials are compared by their loss on the same held-out numbers; give one "
+            "value with --set"
+        )
     found = {name: distribution(name, text) for name, text in space.items()}
     for values in _corners(found):
         _configured(config, values)
+    of_counts = {from_yaml(law, "likelihood") in COUNTS for law in getattr(found.get("likelihood"), "choices", ())}
+    if len(of_counts) > 1:
+        raise ConfigError(
+            f"likelihood = {space['likelihood']}: a probability of counts and a density of reals are not to be compared; "
+            f"vary within {', '.join(sorted(COUNTS))} or within the others"
+        )
     return found
 
 
@@ -130,7 +144,8 @@ def tune(
     that of the others at the same epoch, and a trial that is worse than most is stopped (median pruning, not before the
     KL term has its full weight). Settings are proposed by a tree-structured Parzen estimator (Bergstra et al. 2011).
 
-    A loss compares models of the same numbers: ``standardize`` and counts against reals are not to be varied.
+    A loss compares models of the same held-out numbers: what decides them or their units (``split``, ``fractions``,
+    ``seed``, ``standardize``, likelihoods of counts and of reals) is not to be varied, nor is ``rotate``, which follows it.
 
     Parameters
     ----------
@@ -139,7 +154,8 @@ def tune(
     space : mapping
         Setting → values (:func:`read_space`).
     trials : int
-        Of the study in all, by whatever processes.
+        Of the study in all, by whatever processes, that ended: a trial whose process was killed is made up for. Of ``w``
+        processes each begins trials until so many have ended, so that there may be ``w − 1`` more.
     storage : str, optional
         Database of the study, such as ``sqlite:///study.db``: an existing study goes on, and others may join it. In
         memory without; then the search is a function of the configuration's seed.
@@ -147,7 +163,7 @@ def tune(
         Its name in the database.
     out : path, optional
         Folder for ``space.yaml``, ``best.yaml`` (settings of the best trial, for ``--config``) and ``trials.csv``, the
-        last two renewed after each trial. The settings are those the trial was judged with, its ``epochs`` too; a first
+        last two renewed after each trial and at the end. The settings are those the trial was judged with, its ``epochs`` too; a first
         line says at which epoch it was best, and a fit that should train longer is given more.
 
     Returns
@@ -193,11 +209,21 @@ def tune(
                 raise optuna.TrialPruned
 
         model, guide = build(settings, data)
-        result = train(model, guide, settings, data, parts, device=device, on_record=report, progress=False)
+        unturned = settings.model_copy(update={"rotate": False})
+        result = train(model, guide, unturned, data, parts, device=device, on_record=report, progress=False)
         trial.set_user_attr("best_epoch", result.best_epoch)
         return _loss(result.history.iloc[result.best_epoch])
 
-    while len(found.get_trials(deepcopy=False)) < trials:
+    def keep() -> None:
+        if out is None or not _count(found, states.COMPLETE):
+            return
+        settings = best(config, found)
+        text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+        write_atomically(Path(out) / "best.yaml", f"# {_judgement(settings, found)}\n{text}".encode())
+        write_atomically(Path(out) / "trials.csv", found.trials_dataframe().to_csv(index=False).encode())
+
+    ended = (states.COMPLETE, states.PRUNED, states.FAIL)  # a killed one says for ever that it is running
+    while _count(found, *ended) < trials:
         trial = found.ask(distributions)
         try:
             found.tell(trial, judged(trial))
@@ -207,14 +233,13 @@ def tune(
             found.tell(trial, state=states.FAIL)
             if not isinstance(error, NonFiniteLossError):
                 raise
-        if out is not None and _ended(found, states.COMPLETE):
-            settings = best(config, found)
-            text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
-            write_atomically(Path(out) / "best.yaml", f"# {_judgement(settings, found)}\n{text}".encode())
-            write_atomically(Path(out) / "trials.csv", found.trials_dataframe().to_csv(index=False).encode())
-    if not _ended(found, states.COMPLETE):
+        keep()
+    keep()  # another process may have written last, what it had read before
+    if not _count(found, states.COMPLETE):
+        running = _count(found, states.RUNNING)
+        others = f" ({running} are still running, or were killed)" if running else ""
         raise ConfigError(
-            f"none of {len(found.trials)} trials came to an end: narrow the space, or look at the settings"
+            f"none of {len(found.trials)} trials came to an end{others}: narrow the space, or look at the settings"
         )
     return found
 
@@ -245,7 +270,7 @@ def _loss(row: Any) -> float:
 
 def _configured(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     """Choices are YAML: ``[128, 128]``, ``null``, ``mlp``."""
-    chosen = {name: yaml.safe_load(value) if isinstance(value, str) else value for name, value in values.items()}
+    chosen = {name: from_yaml(value, name) if isinstance(value, str) else value for name, value in values.items()}
     return validated(RunConfig, config.model_dump() | chosen, "space")
 
 
@@ -295,5 +320,5 @@ def _agree(study: Any, settings: Mapping[str, Any]) -> None:
             study.set_user_attr(name, value)
 
 
-def _ended(study: Any, state: Any) -> bool:
-    return bool(study.get_trials(deepcopy=False, states=(state,)))
+def _count(study: Any, *states: Any) -> int:
+    return len(study.get_trials(deepcopy=False, states=states))

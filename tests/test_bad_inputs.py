@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 
 import pyro_cge as cge
+from pyro_cge.data.files import whole_folder
 from pyro_cge.data.l1000 import Expression, write_gctx
 from pyro_cge.errors import PyroCgeError
-from pyro_cge.rank_drugs import whole_folder
 from pyro_cge.train.checkpoint import write_json
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "faults"

@@ -10,12 +10,14 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
 import pyro_cge as cge
 from pyro_cge import config, runs
 from pyro_cge.cli import app
+from pyro_cge.cli.models import only
 from pyro_cge.cli.options import in_options
 from pyro_cge.config import RunConfig, as_yaml, read_settings
 from pyro_cge.data.filters import Filters
@@ -59,6 +61,18 @@ MISTAKES = [
     ("read with --stream", "fit", "basic", "--data", "d.gctx"),
     ("pyro-cge prepare", "fit", "basic", "--data", "d.gct.gz"),
     ("read into memory", "fit", "basic", "--data", "d.csv", "--stream"),
+    ("rotate turns fits of model = 'dense' only", "fit", "basic", "--data", "d.h5ad", "--set", "rotate=true"),
+    ("split = 'foo': expected auto, ", "fit", "basic", "--data", "d.h5ad", "--set", "split=foo"),
+    ("three shares that add up to 1", "fit", "basic", "--data", "d.h5ad", "--set", "fractions=[0.8, 0.1, 0.2]"),
+    ("model is 'basic' in --set and given as 'dense'", "fit", "dense", "--data", "d.h5ad", "--set", "model=basic"),
+    ("model is 'basic' in basic.yaml", "fit", "dense", "--data", "d.h5ad", "--config", "basic.yaml"),
+    ("model is 'basic' in basic.yaml", "tune", "dense", "--data", "d.h5ad", "--config", "basic.yaml"),
+    ("seed is 7 in --set and given as 3", "fit", "basic", "--data", "d.h5ad", "--set", "seed=7", "--seed", "3"),
+    ("a table has none", "fit", "basic", "--data", "d.csv", "--layer", "counts"),
+    ("mine exists and is not an empty folder", "fit", "basic", "--data", "d.h5ad", "--out", "mine"),
+    ("mine exists and is not an empty folder", "fit", "basic", "--data", "d.h5ad", "--out", "mine", "--resume"),
+    ("d.csv exists and is not an empty folder", "fit", "basic", "--data", "d.h5ad", "--out", "d.csv"),
+    ("names of its models from --models", "compare", "--data", "d.h5ad", "--set", "model=basic"),
     ("holds a run already", "fit", "basic", "--data", "d.h5ad", "--out", "run"),
     ("latents was 10, is 3 now", "fit", "basic", "--data", "d.h5ad", "--out", "run", "--resume", "--set", "latents=3"),
     ("not an empty folder", "compare", "--data", "d.h5ad", "--out", "run"),
@@ -66,6 +80,8 @@ MISTAKES = [
     ("latents was 10, is 3 now", "compare", "--data", "d.h5ad", "--out", "all", "--resume", "--set", "latents=3"),
     ("nothing to vary", "tune", "basic", "--data", "d.h5ad"),
     ("lr: expected a range", "tune", "basic", "--data", "d.h5ad", "--vary", "lr=3"),
+    ("hidden as YAML", "tune", "basic", "--data", "d.h5ad", "--vary", "hidden=[4|8]"),
+    ("split, seed cannot be varied", "tune", "--data", "d.h5ad", "--vary", "seed=0..3", "--vary", "split=auto|random"),
     ("not an empty folder", "tune", "basic", "--data", "d.h5ad", "--vary", "lr=1|2", "--out", "run"),
     ("holds no finished run", "predict", "run"),
     ("no such file", "predict", "none"),
@@ -93,6 +109,9 @@ def test_mistakes_are_told_before_anything_heavy_is_loaded(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
         settings = RunConfig(model="basic").model_dump(mode="json")
         (tmp_path / folder / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "basic.yaml").write_text("model: basic\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "history.csv").write_text("of mine")
     before = sorted(tmp_path.rglob("*"))
     code = f"""
 import sys
@@ -107,6 +126,16 @@ for message, *arguments in {MISTAKES!r}:
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
+
+
+@pytest.mark.parametrize("call", [("fit", "basic"), ("compare",), ("tune", "basic", "--vary", "lr=1e-3|1e-2")])
+def test_a_device_that_is_not_here_is_told_before_data_are_read(stored, tmp_path, monkeypatch, call):
+    if call[0] == "tune":
+        pytest.importorskip("optuna")
+    monkeypatch.setattr("pyro_cge.data.anndata.read_h5ad", lambda *_, **__: pytest.fail("data are read"))
+    with pytest.raises(ConfigError, match="no device 'abacus' here"):
+        invoke(*call, "--data", stored, "--out", tmp_path / "out", "--device", "abacus")
+    assert not (tmp_path / "out").exists()
 
 
 # Errors in the words of a terminal
@@ -264,6 +293,95 @@ def test_compare_goes_on_where_it_was_stopped(stored, tmp_path, bare, monkeypatc
     assert trained == ["conditional"] * 2 + ["basic"] * 2 + ["conditional"] * 2, "seeds may join"
     with pytest.raises(ConfigError, match="latents was 2, is 3 now"):
         invoke(*call, "--resume", "--set", "latents=3")
+
+
+def test_compare_keeps_what_is_finished(stored, tmp_path, bare):
+    call = ("compare", "--data", stored, "--out", tmp_path / "all", *SMALL)
+
+    def compared():
+        results = json.loads((tmp_path / "all" / "compare.json").read_text())
+        return {name: len(runs) for name, runs in results.items()}
+
+    invoke(*call, "--models", "basic", "--seeds", 2)
+    assert "environment" in invoke(*call, "--models", "environment", "--resume").stdout
+    assert compared() == {"basic": 2, "environment": 1}
+    (tmp_path / "all" / "basic" / "seed1" / "weights.safetensors").unlink()  # as if killed in its last epoch
+    invoke(*call, "--models", "environment", "--resume")
+    assert compared() == {"basic": 1, "environment": 1}
+    with pytest.raises(ConfigError, match="latents was 2, is 3 now"):
+        invoke(*call, "--models", "dense", "--resume", "--set", "latents=3")
+
+
+def test_compare_counts_seeds_from_that_of_the_settings(stored, tmp_path, bare):
+    invoke(
+        "compare",
+        "--data",
+        stored,
+        "--out",
+        tmp_path / "all",
+        "--models",
+        "basic",
+        "--seeds",
+        2,
+        *SMALL,
+        "--set",
+        "seed=7",
+    )
+    folders = sorted((tmp_path / "all" / "basic").iterdir())
+    assert [folder.name for folder in folders] == ["seed7", "seed8"]
+    assert [json.loads((folder / "config.json").read_text())["seed"] for folder in folders] == [7, 8]
+
+
+def test_compare_prints_intervals_over_seeds(stored, tmp_path, bare, monkeypatch):
+    losses = iter([1.0] * 3 + [3.0] * 3 + [5.0] * 3)  # of train, valid and test, a run after the other
+    monkeypatch.setattr(runs, "score", lambda *_: {"loss": next(losses)})
+    call = ("compare", "--data", stored, "--out", tmp_path / "all", *SMALL)
+    first = invoke(*call, "--models", "basic", "--seeds", 2).stdout
+    assert "2 ± 13" in first and "95 % t interval" in first  # t of 1 degree of freedom at 0.975: 12.7
+    losses = iter([5.0] * 3)
+    alone = invoke("compare", "--data", stored, "--out", tmp_path / "one", "--models", "basic", *SMALL).stdout
+    assert " 5" in alone and "±" not in alone
+
+
+def test_the_model_may_be_that_of_the_settings(stored, tmp_path, bare):
+    (tmp_path / "c.yaml").write_text("model: conditional\n")
+    for name, arguments in (("a", []), ("b", ["conditional"])):
+        invoke("fit", *arguments, "--data", stored, "--config", tmp_path / "c.yaml", "--out", tmp_path / name, *SMALL)
+        assert json.loads((tmp_path / name / "config.json").read_text())["model"] == "conditional"
+
+
+def test_features_and_layer_of_a_file_of_ones_own(data, tmp_path, bare):
+    adata = cge.to_anndata(data)
+    del adata.uns["pyro_cge"]
+    adata.obs = adata.obs.rename(columns={"environment": "drug"})
+    adata.layers["doubled"] = 2 * adata.X
+    adata.uns["structure"] = np.arange(3.0 * data.n_envs).reshape(-1, 3)
+    adata.write_h5ad(tmp_path / "own.h5ad")
+    keys = ("--env-key", "drug", "--control", "control", "--features-key", "structure", "--layer", "doubled")
+    call = ("--data", tmp_path / "own.h5ad", *keys)
+    for name, more in (("memory", ()), ("disk", ("--stream",))):
+        invoke("fit", "environment", *call, "--out", tmp_path / name, *SMALL, "--set", "split=random", *more)
+        found = runs.load_fit(tmp_path / name)
+        assert found.schema.n_features == 3
+        assert found.scaler.scale.mean().item() == pytest.approx(2 * data.x.std(0).mean().item(), rel=0.1)
+    for name in ("fit", "compare"):
+        with pytest.raises(DataError, match=r"no layer 'raw'; there are \['doubled'\]"):
+            invoke(
+                name, "--data", tmp_path / "own.h5ad", "--env-key", "drug", "--layer", "raw", "--out", tmp_path / "r"
+            )
+    table = tmp_path / "some.csv"
+    invoke("predict", tmp_path / "memory", *call, "--environment", "env 3", "--environment", "control", "--out", table)
+    some = pd.read_csv(table, index_col=0)
+    schema = cge.read_h5ad(tmp_path / "own.h5ad", "drug", "structure", "control", layer="doubled").schema()
+    chosen = only(schema, ["env 3", "control"])
+    assert list(chosen.env_names) == list(chosen.env_table.index) == list(some.index) == ["env 3", "control"]
+    assert chosen.control == (1,) and len(schema.control) == 1
+    assert torch.equal(chosen.env_features, schema.env_features[schema.environments(["env 3", "control"])])
+    expected = runs.load_fit(tmp_path / "memory").posterior(schema).predict(chosen)
+    np.testing.assert_allclose(some.to_numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
+    with pytest.raises(DataError, match="unknown environments .'nonsense'"):
+        invoke("predict", tmp_path / "memory", *call, "--environment", "nonsense", "--out", tmp_path / "none.csv")
+    assert not (tmp_path / "none.csv").exists()
 
 
 def test_compare_reads_from_disk(stored, tmp_path, bare, monkeypatch):

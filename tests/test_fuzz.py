@@ -37,10 +37,11 @@ from pyro_cge.discovery.edge_prior import EdgePrior
 from pyro_cge.discovery.knowledge import Knowledge
 from pyro_cge.errors import PyroCgeError
 from pyro_cge.folders import read_json
+from pyro_cge.imputation.reading import read_effects
 from pyro_cge.impute import ImputeConfig, read_features, read_pairs
 from pyro_cge.interpret.enrichment import read_gmt, read_weighted_sets
 from pyro_cge.presets import PRESETS
-from pyro_cge.rank_drugs import RankDrugsConfig, read_effects, read_signature
+from pyro_cge.rank_drugs import RankDrugsConfig, read_signature
 from pyro_cge.train.checkpoint import load_tensors, save_tensors
 
 FEW, MANY = 10, 200

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -178,6 +180,36 @@ def test_the_controls_of_training_stay_controls(fit, raw, post):
 def test_controls_do_not_move(post):
     assert not post.shift().loc[0].any() and not post.shift().log_scale[0].any()
     assert post.moves_latents
+
+
+@pytest.mark.parametrize("odds", [0, -1.0, math.inf, math.nan])
+def test_prior_odds_are_positive(post, odds):
+    with pytest.raises(ConfigError, match=f"prior_odds .* a positive number, got {odds}"):
+        post.targets(odds)
+
+
+def test_a_string_is_one_environment_and_none_are_refused(post):
+    torch.testing.assert_close(post.predict("env 2"), post.predict(["env 2"]))
+    with pytest.raises(DataError, match=r"unknown environments \['e2'\]"):
+        post.predict("e2")
+    with pytest.raises(DataError, match="no environments were given; name one"):
+        post.predict([])
+
+
+def test_without_profiles_there_is_nothing_to_say_of_them(fit, raw, post):
+    empty = fit.posterior(raw.rows([]))
+    torch.testing.assert_close(empty.predict(), post.predict())
+    torch.testing.assert_close(empty.shift().loc, post.shift().loc)
+    questions = [empty.latents, empty.samples, empty.reconstruct, empty.replicate, empty.log_evidence, empty.aggregate]
+    for question in [
+        *questions,
+        empty.log_likelihood,
+        empty.targets,
+        empty.effects,
+        lambda: empty.counterfactual("env 1"),
+    ]:
+        with pytest.raises(DataError, match="have no profiles"):
+            question()
 
 
 @pytest.mark.parametrize("odds", [None, 0.2, 5.0])
@@ -478,6 +510,29 @@ def test_likelihood_of_profiles_is_the_evidence(truth):
         post.log_likelihood(3, 1)
 
 
+def test_likelihoods_and_replicates_are_under_the_models_interventions(data):
+    """``do(C_1 = 3)`` in treated environments: there ``x ~ N(3 w_1 + b, w_0 w_0ᵀ + diag(s²))``, to 4,000 importance draws."""
+    hard = torch.full((data.n_envs, 2), torch.nan)
+    hard[1:, 1] = 3.0
+    few = data.rows(range(1, data.n, 10))
+    with cge.isolated(0), torch.no_grad():
+        scm, decoder = cge.LatentSCM.autoregressive(2), cge.LinearDecoder(2, data.g)
+        model = cge.IntervenedCellModel(cge.StandardPrior(data, 2), scm, decoder, hard=hard)
+        guide = cge.RefinedGuide(cge.AmortizedGuide(model, hidden=(4,)), steps=100)
+        few = replace(few, x=model(few.batch().unobserved()))
+    post = cge.Posterior(model, guide, few, Standardizer.identity(data.gene_names))
+    treated = few.env > 0
+    assert (post.latents("c").to_numpy()[treated, 1] == 3).all()
+    assert (post.samples(2, kind="c")[:, treated, 1] == 3).all()
+    replicates = post.replicate(2000)
+    error = (replicates.mean(0) - post.reconstruct()) / (replicates.std(0) / 2000**0.5)
+    assert error.abs().max() < 6  # 780 z-scores
+    (w0, w1), b, s = decoder.linear.weight.T.detach(), decoder.linear.bias.detach(), decoder.scale.detach()
+    law = torch.distributions.MultivariateNormal(3 * w1 + b, torch.outer(w0, w0) + torch.diag(s**2))
+    found = post.log_likelihood(1, 4000)[0][treated]
+    torch.testing.assert_close(found, law.log_prob(few.x[treated]).double(), rtol=0, atol=0.2)
+
+
 # Stochastic priors
 
 
@@ -594,6 +649,37 @@ def test_a_posterior_predictive_too_large_for_memory_is_refused(post, monkeypatc
     monkeypatch.setattr("pyro_cge.arviz_export.LARGEST_DRAW", 1000)
     with pytest.raises(ConfigError, match="fewer draws, profiles .* or genes"):
         post.to_arviz(5, posterior_predictive=True)
+
+
+@pytest.mark.parametrize("groups", [{}, {"log_likelihood": 2}])
+def test_everything_an_export_holds_is_counted(post, raw, monkeypatch, groups):
+    entries = raw.n * (raw.g + 2 * 5 * D + 5 * len(groups))
+    monkeypatch.setattr("pyro_cge.arviz_export.LARGEST_DRAW", entries)
+    post.to_arviz(5, **groups)
+    monkeypatch.setattr("pyro_cge.arviz_export.LARGEST_DRAW", entries - 1)
+    with pytest.raises(ConfigError, match=f"{entries:,} entries, more than .*profiles=False leaves out"):
+        post.to_arviz(5, **groups)
+
+
+def test_environments_are_exported_without_profiles(stochastic, monkeypatch):
+    post = copy.copy(stochastic["spike"])
+    whole = post.to_arviz(5).posterior
+    post.raw = SimpleNamespace(
+        **{name: getattr(post.raw, name) for name in ("n", "g", "obs", "gene_names", "is_control", "env_names")}
+    )  # no x to be read
+    monkeypatch.setattr("pyro_cge.arviz_export.LARGEST_DRAW", 0)
+    out = post.to_arviz(5, profiles=False)
+    assert out.groups() == ["posterior"] and set(whole) - set(out.posterior) == {"z", "c"}
+    for name in out.posterior:
+        np.testing.assert_array_equal(out.posterior[name], whole[name])
+
+
+def test_exported_draws_belong_together_without_a_seed_too(raw):
+    with cge.isolated(0):
+        post = fitted(raw, cge.sams_vae, epochs=1).posterior(raw)
+        out, other = (post.to_arviz(20, seed=None).posterior for _ in range(2))
+    np.testing.assert_array_equal(out["env_loc"], out["env_target"] * out["env_shift"])
+    assert (out["z"].values != other["z"].values).any()
 
 
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter")  # a profile or two hang on few importance draws

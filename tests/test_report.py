@@ -472,7 +472,7 @@ def test_folders_without_runs_and_other_data_are_refused(runs, featured, tmp_pat
         report.write([tmp_path / "empty"], tmp_path / "r.html")
     with pytest.raises(ConfigError, match="no run"):
         report.write([], tmp_path / "r.html")
-    with pytest.raises(DataError, match=r"basic is a run on other data .* give the data it was fitted on .*streamed"):
+    with pytest.raises(DataError, match=r"basic is a run on other data .* give the data it was fitted on"):
         report.write([runs / "basic"], tmp_path / "r.html", featured.rows(range(100)))
     with pytest.raises(CheckpointError, match="cannot.*writ"):
         report.write([runs / "basic"], tmp_path)

@@ -139,6 +139,15 @@ def test_what_the_very_first_write_left_is_cleared(data, tmp_path, bare):
     assert not list((tmp_path / "run").glob(".*"))
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_something_else_is_left_alone(data, tmp_path, resume):
+    (tmp_path / "history.csv").write_text("of mine")
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        runs.run(TINY, data, tmp_path, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["history.csv"]
+    assert (tmp_path / "history.csv").read_text() == "of mine"
+
+
 def test_changed_data_are_refused(data, tmp_path, bare):
     runs.run(TINY, data, tmp_path / "run")
     x = data.x.clone()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,7 +16,7 @@ from pyro_cge.cli import app, main
 from pyro_cge.config import RunConfig, read_settings
 from pyro_cge.errors import CheckpointError, ConfigError
 from pyro_cge.presets import PRESETS
-from pyro_cge.runs import build, load_fit, run
+from pyro_cge.runs import build, load_fit, make_split, run
 
 QUICK = RunConfig(latents=3, hidden=(8,), epochs=3, batch_size=64)
 
@@ -108,6 +110,12 @@ def test_loading_something_else_is_refused(data, tmp_path):
         (["lr=fast"], "lr = 'fast'"),
         (["model=magic"], "model = 'magic'"),
         (["latents"], "--set needs key=value"),
+        (["rotate=true"], "rotate turns fits of model = 'dense' only, and model is 'environment'"),
+        (["split=moon"], "split = 'moon': expected auto, "),
+        (["split=column"], "split = 'column': expected auto, "),
+        (["fractions=[0.5, 0.1, 0.1]"], "three shares that add up to 1"),
+        (["fractions=[0, 0.5, 0.5]"], "the first above 0"),
+        (["fractions=[1.2, -0.1, -0.1]"], "three shares that add up to 1"),
     ],
 )
 def test_config_errors_name_key_and_fix(overrides, message):
@@ -127,10 +135,42 @@ def test_config_file_and_overrides(tmp_path):
         read_settings(RunConfig, tmp_path / "none.yaml")
 
 
-def test_a_bad_configuration_builds_nothing(data):
-    config = QUICK.model_copy(update={"hidden": (), "conditioning": "film"})
-    with pytest.raises(ConfigError, match="needs at least one hidden layer"):
-        build(config, data)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden": (), "conditioning": "film"}, "needs at least one hidden layer"),
+        ({"model": "dense", "rotate": True, "decoder": "sparse"}, "a linear or MLP decoder, got SparseDecoder"),
+        ({"model": "dense", "rotate": True, "moves": "scale"}, "a DensePrior that moves means"),
+        ({"model": "dense", "rotate": True, "guide": "full"}, "an AmortizedGuide .* got FullCovarianceGuide"),
+    ],
+)
+def test_a_bad_configuration_builds_nothing(data, change, message):
+    with pytest.raises(ConfigError, match=message):
+        build(QUICK.model_copy(update=change), data)
+
+
+def test_groups_of_a_column_are_split_whole(data):
+    donors = replace(data, obs=data.obs.assign(donor=np.arange(data.n) % 7))
+    parts = make_split(RunConfig(split="group:donor"), donors)
+    held = [set(donors.obs["donor"].iloc[rows]) for rows in (parts.valid, parts.test)]
+    trained = set(donors.obs["donor"].iloc[[row for row in parts.train if int(data.env[row]) not in data.control]])
+    assert all(held) and not held[0] & held[1] and not trained & (held[0] | held[1])
+
+
+@pytest.mark.parametrize("dose", [None, "dose"])
+def test_perturbations_keep_their_names(data, tmp_path, dose):
+    names = ["control", *(f"{chr(97 + e)}+b" for e in range(1, data.n_envs))]
+    table = pd.DataFrame({"perturbagen": names, "dose": np.linspace(0.1, 10, data.n_envs)})
+    doses = cge.dosed(replace(data, env_names=names, env_table=table, truth=None), dose=dose)
+    config = QUICK.model_copy(
+        update={"model": "sams", "additive": True, "hill": dose is not None, "split": "random", "epochs": 1}
+    )
+    fitted, _ = run(config, doses, tmp_path / "run")
+    again = load_fit(tmp_path / "run")
+    expected = [chr(98 + k) for k in range(data.n_envs - 1)]
+    for found in (fitted, again):
+        assert list(found.model.prior.unit_schema.env_names) == expected
+    assert again.schema.env_table.attrs["feature_names"] == expected
 
 
 def test_simulate_fit_compare_predict(tmp_path):

@@ -19,7 +19,7 @@ from pyro_cge.config import RunConfig
 from pyro_cge.errors import ConfigError
 from pyro_cge.runs import build, make_split, train
 from pyro_cge.train.distributed import World
-from pyro_cge.tune import best, distribution, read_space, tune
+from pyro_cge.tune import best, distribution, laws, read_space, tune
 
 QUICK = RunConfig(latents=2, hidden=(4,), epochs=2, batch_size=128, kl_warmup=0)
 ROOT = Path(__file__).parents[1]
@@ -76,6 +76,12 @@ def test_ranges_are_of_the_settings_kind_and_choices_are_texts():
         ("lr", "-1..1", r"lr = -1\.0"),
         ("latnets", "2..3", "did you mean 'latents'"),
         ("decoder", "mlp|cnn", "decoder = 'cnn'"),
+        ("hidden", "[4|8]", "cannot read hidden as YAML"),
+        *(
+            (name, "0|1", f"^{name} cannot be varied")
+            for name in ("split", "fractions", "seed", "standardize", "rotate")
+        ),
+        ("likelihood", "gaussian|poisson", "a probability of counts and a density of reals"),
     ],
 )
 def test_a_space_that_makes_no_sense_is_refused_before_any_trial(data, name, text, message):
@@ -177,13 +183,47 @@ def test_processes_of_torchrun_are_sent_to_the_storage(data, monkeypatch):
 def test_the_command_writes_settings_for_fit(data, tmp_path):
     cge.write_h5ad(data, tmp_path / "d.h5ad")
     config = tmp_path / "c.yaml"
-    config.write_text(yaml.safe_dump(QUICK.model_dump(mode="json") | {"epochs": 1}))
+    config.write_text(yaml.safe_dump(QUICK.model_dump(mode="json") | {"model": "basic", "epochs": 1}))
     options = ["--config", config, "--vary", "lr=1e-3|1e-2", "--trials", 2, "--out", tmp_path / "t"]
     result = CliRunner().invoke(app, list(map(str, ["tune", "basic", "--data", tmp_path / "d.h5ad", *options])))
     assert result.exit_code == 0, result.exception
-    assert "2 trials (2 complete)" in result.output and "pyro-cge fit basic" in result.output
+    assert "2 trials (2 complete)" in result.output and "pyro-cge fit --data" in result.output
     settings = RunConfig(**yaml.safe_load((tmp_path / "t" / "best.yaml").read_text()))
     assert settings.model == "basic" and settings.lr in (1e-3, 1e-2)
+
+
+def test_likelihoods_of_one_kind_may_be_varied():
+    for text in ("gaussian|student_t", "poisson|negative_binomial"):
+        assert laws(QUICK, {"likelihood": text})["likelihood"].choices == tuple(text.split("|"))
+
+
+def test_a_trial_of_a_killed_process_uses_up_nothing(data, tmp_path):
+    config, space = QUICK.model_copy(update={"epochs": 1}), {"lr": "1e-4..1e-2:log"}
+    storage, out = f"sqlite:///{tmp_path / 'study.db'}", tmp_path / "t"
+    tune(config, data, space, trials=1, storage=storage)
+    lost = optuna.load_study(study_name="pyro-cge", storage=storage)
+    lost.ask({"lr": distribution("lr", space["lr"])})  # and never told: what a kill leaves
+    study = tune(config, data, space, trials=2, storage=storage, out=out)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "RUNNING", "COMPLETE"]
+    kept = (out / "best.yaml").read_text()
+    (out / "best.yaml").write_text("of a slower process")
+    tune(config, data, space, trials=2, storage=storage, out=out)
+    assert (out / "best.yaml").read_text() == kept
+
+
+def test_trials_that_are_running_are_said_to_be(data, tmp_path):
+    storage, space = f"sqlite:///{tmp_path / 'study.db'}", {"lr": "1e25|1e26"}
+    lost = optuna.create_study(study_name="pyro-cge", storage=storage)
+    lost.ask({"lr": distribution("lr", space["lr"])})
+    with pytest.raises(ConfigError, match=r"none of 2 trials came to an end \(1 are still running, or were killed\)"):
+        tune(QUICK, data, space, trials=1, storage=storage)
+
+
+def test_the_rotation_follows_the_search(data, monkeypatch):
+    config = QUICK.model_copy(update={"model": "dense", "rotate": True, "epochs": 1})
+    monkeypatch.setattr("pyro_cge.runs.rotate", lambda *_: pytest.fail("a trial is turned"))
+    study = tune(config, data, {"lr": "1e-4..1e-2:log"}, trials=1)
+    assert best(config, study).rotate
 
 
 @pytest.mark.slow

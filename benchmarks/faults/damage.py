@@ -28,9 +28,10 @@ from pyro_cge.data.splits import Split
 from pyro_cge.data.tables import read_table
 from pyro_cge.discover import read_knowledge, read_profiles, read_targets
 from pyro_cge.errors import PyroCgeError
+from pyro_cge.imputation.reading import read_effects
 from pyro_cge.impute import read_features, read_pairs
 from pyro_cge.interpret.enrichment import read_gmt, read_weighted_sets
-from pyro_cge.rank_drugs import read_effects, read_signature
+from pyro_cge.rank_drugs import read_signature
 from pyro_cge.runs import load_fit, run
 from pyro_cge.train.checkpoint import load_tensors
 

@@ -19,6 +19,7 @@ import h5py
 import networkx as nx
 import numpy as np
 import pandas as pd
+import scipy.sparse
 import torch
 
 import pyro_cge as cge
@@ -34,9 +35,10 @@ from pyro_cge.discover import read_knowledge, read_profiles, read_targets
 from pyro_cge.discovery.edge_prior import EdgePrior
 from pyro_cge.discovery.knowledge import Knowledge
 from pyro_cge.errors import PyroCgeError
+from pyro_cge.imputation.reading import read_effects
 from pyro_cge.impute import read_features, read_pairs
 from pyro_cge.interpret.enrichment import read_gmt, read_weighted_sets
-from pyro_cge.rank_drugs import read_effects, read_signature
+from pyro_cge.rank_drugs import read_signature
 from pyro_cge.runs import load_fit, run
 from pyro_cge.train.checkpoint import load_tensors
 
@@ -415,6 +417,10 @@ CASES: dict[str, Case] = {
     "data: env a list": environment_data(env=[0] * 40),
     "data: features of another size": environment_data(env_features=torch.zeros(2, 2)),
     "data: obs of another size": environment_data(obs=pd.DataFrame({"a": [1]})),
+    "data: rows of a mask of another length": lambda _: data().rows([True, False]),
+    "data: rows before the first": lambda _: data().rows([-1]),
+    "data: rows of no whole number": lambda _: data().rows([0.5]),
+    "stream: rows of a mask of another length": lambda folder: stream(folder / "good.h5ad").rows([True, False]),
     "data: control a name": environment_data(control=["DMSO"]),
     "data: control out of range": environment_data(control=[-1]),
     "standardizer: of another size": lambda _: cge.Standardizer(torch.zeros(2), torch.ones(2), ["a"]),
@@ -507,6 +513,20 @@ def micro(folder: Path) -> bool:
     return {parse_dose(text) for text in ("10 µM", "10 μM", "10 uM", "10000 nM", "10", "10|10 um")} == {10.0}
 
 
+def sparse_of(kind: str) -> Case:
+    """Streamed counts of a kind of number that SciPy does not compute with are made one that it does."""
+
+    def case(folder: Path) -> bool:
+        content = cge.to_anndata(data())
+        content.X = scipy.sparse.csr_matrix(content.X)
+        content.write_h5ad(folder / "sparse.h5ad")
+        with h5py.File(folder / "sparse.h5ad", "r+") as file:
+            put(file, "X/data", file["X/data"][()].astype(kind))
+        return bool(torch.allclose(stream(folder / "sparse.h5ad").x, data().x, rtol=1e-3, atol=1e-3))
+
+    return case
+
+
 REPAIRS: dict[str, Case] = {
     "repair: -666 is missing": lost_time,
     "repair: features float64": doubles,
@@ -514,6 +534,8 @@ REPAIRS: dict[str, Case] = {
     "repair: files left by a kill": leftovers,
     "repair: ids that look like numbers": cased,
     "repair: spellings of a dose": micro,
+    "repair: sparse numbers of half precision": sparse_of("<f2"),
+    "repair: sparse numbers of another byte order": sparse_of(">f4"),
 }
 
 

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ..folders import check_finished, check_new, check_run
+from ..errors import ConfigError
+from ..folders import check_finished, check_new, check_run, finished_fits
 from .options import (
     Config,
     Control,
     Data,
     Device,
     EnvKey,
+    FeaturesKey,
+    Layer,
     Out,
     Overrides,
     Seed,
     Stream,
     app,
+    check_device,
     read,
     readable,
     say,
@@ -31,6 +37,10 @@ from .options import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ..data.environment import EnvironmentData
+
+STATES = {"running": "still running or killed"}  # of a trial; the others are called as Optuna calls them
 
 
 @app.command()
@@ -136,11 +146,14 @@ def prepare(
 
 @app.command()
 def fit(
-    model: Annotated[
-        str,
-        typer.Argument(help="A preset: environment, translation, structured, sams, ... (--help of compare lists all)."),
-    ],
     data: Data,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="A preset: environment, translation, structured, sams, ... (--help of compare lists all); default that "
+            "of --config, or environment."
+        ),
+    ] = None,
     out: Out = Path("runs/fit"),
     config: Config = None,
     overrides: Overrides = [],  # noqa: B006
@@ -151,12 +164,14 @@ def fit(
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard logs (extra: tensorboard).")] = None,
     env_key: EnvKey = None,
     control: Control = [],  # noqa: B006
+    features_key: FeaturesKey = None,
+    layer: Layer = None,
 ) -> None:
     """Fit one model and write a run folder; under torchrun, in several processes."""
     from ..config import RunConfig, read_settings
 
     settings = read_settings(RunConfig, config, overrides, model=model, seed=seed)
-    readable(data, stream)
+    readable(data, stream, features_key, layer)
     begun = check_run(settings.model_dump(mode="json"), out, resume)
     from contextlib import nullcontext
 
@@ -164,10 +179,11 @@ def fit(
     from ..train.distributed import first_process
     from ..train.tensorboard import TensorBoardLog
 
+    check_device(device)
     if resume and not begun and first_process():
         say(f"{out} holds no run yet: starting anew")
     with TensorBoardLog(tensorboard) if tensorboard is not None and first_process() else nullcontext() as log:
-        content = read(data, env_key, stream, control)
+        content = read(data, env_key, stream, control, features_key, layer)
         _, scores = run(settings, content, out, device=device, resume=resume, progress=True, on_record=log)
     if first_process():
         show(_table(scores))
@@ -198,32 +214,47 @@ def compare(
     stream: Stream = False,
     env_key: EnvKey = None,
     control: Control = [],  # noqa: B006
+    features_key: FeaturesKey = None,
+    layer: Layer = None,
 ) -> None:
-    """Fit several models on the same data and split, and compare them in one table."""
+    """Fit several models on the same data and split, and compare them in one table.
+
+    Seeds are counted from that of the settings, 0 by default. Each model and seed has a run folder in --out, and
+    compare.json the figures of all of them, on the part held out.
+    """
     from ..config import RunConfig, read_settings
 
+    if any(item.partition("=")[0].strip() == "model" for item in overrides):
+        raise ConfigError("compare takes the names of its models from --models: leave --set model=… out")
+
+    def planned(name: str, **seed: int) -> RunConfig:
+        texts = [f"{key}={value}" for key, value in {"model": name, **seed}.items()]
+        return read_settings(RunConfig, config, [*overrides, *texts])
+
     names = [name.strip() for name in models.split(",")]
-    plans = {
-        (name, seed): read_settings(RunConfig, config, overrides, model=name, seed=seed)
-        for name in names
-        for seed in range(seeds)
-    }
-    readable(data, stream)
+    first = planned(names[0]).seed
+    wanted = [(name, seed) for name in names for seed in range(first, first + seeds)]
+    # What is there already stays part of the comparison; settings and data are checked for it, too.
+    wanted += [pair for pair in finished_fits(out) if pair not in wanted] if resume else []
+    plans = {(name, seed): planned(name, seed=seed) for name, seed in wanted}
+    readable(data, stream, features_key, layer)
     if not resume:
         check_new(out)
     for (name, seed), plan in plans.items():
         check_run(plan.model_dump(mode="json"), out / name / f"seed{seed}", resume)
+    from ..metrics import t_interval
     from ..runs import run
     from ..train.checkpoint import write_json
     from ..train.distributed import joined
 
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    check_device(device)
+    results: dict[str, list[dict[str, float]]] = {name: [] for name, _ in plans}
     with joined() as world:
         if not resume:
             world.once(partial(check_new, out))
         elif world.first and not out.exists():
             say(f"{out} holds no run yet: starting anew")
-        content = read(data, env_key, stream, control)
+        content = read(data, env_key, stream, control, features_key, layer)
         for (name, seed), plan in plans.items():
             if world.first:
                 say(f"{name}, seed {seed}")
@@ -232,11 +263,18 @@ def compare(
         if not world.first:
             return
     write_json(out / "compare.json", results)
-    means = {
-        name: {k: sum(run[k] for run in values) / len(values) for k in values[0]} for name, values in results.items()
-    }
-    show(_table(means))
-    typer.echo(f"means over {seeds} seed(s), held-out part; runs are in {out}/")
+
+    def over_seeds(values: list[float]) -> str | float:
+        mean = sum(values) / len(values)
+        return mean if len(values) == 1 or mean != mean else f"{mean:.3g} ± {t_interval(values)[1] - mean:.2g}"
+
+    show(
+        _table(
+            {name: {k: over_seeds([figures[k] for figures in runs]) for k in runs[0]} for name, runs in results.items()}
+        )
+    )
+    several = "means over seeds ± half of their 95 % t interval, " if len(plans) > len(results) else ""
+    typer.echo(f"{several}held-out part; runs are in {out}/")
 
 
 @app.command()
@@ -262,6 +300,8 @@ def tune(
     stream: Stream = False,
     env_key: EnvKey = None,
     control: Control = [],  # noqa: B006
+    features_key: FeaturesKey = None,
+    layer: Layer = None,
 ) -> None:
     """Look for the settings of a model that explain held-out profiles best (Optuna).
 
@@ -274,18 +314,19 @@ def tune(
     settings = read_settings(RunConfig, config, overrides, model=model, seed=seed)
     varied = read_space(space, vary)
     laws(settings, varied)
-    readable(data, stream)
+    readable(data, stream, features_key, layer)
     if storage is None:  # a shared study's processes may share the folder too
         check_new(out)
-    content = read(data, env_key, stream, control)
+    check_device(device)
+    content = read(data, env_key, stream, control, features_key, layer)
     found = search(settings, content, varied, trials=trials, storage=storage, study=study, device=device, out=out)
     ends = Counter(trial.state.name.lower() for trial in found.trials)
-    typer.echo(f"{len(found.trials)} trials ({', '.join(f'{n} {name}' for name, n in ends.items())})")
+    typer.echo(f"{len(found.trials)} trials ({', '.join(f'{n} {STATES.get(name, name)}' for name, n in ends.items())})")
     typer.echo(f"best: {found.best_value:.5g} nats a held-out profile, {found.best_params}")
-    chosen = found.best_params.get("model", settings.model)
-    words = ["pyro-cge", "fit", chosen, "--data", data, "--config", out / "best.yaml", "--out", out / "best"]
-    words += ["--stream"] * stream + ([] if env_key is None else ["--env-key", env_key])
-    words += [word for name in control for word in ("--control", name)]
+    words = ["pyro-cge", "fit", "--data", data, "--config", out / "best.yaml", "--out", out / "best"]
+    words += ["--stream"] * stream + [word for name in control for word in ("--control", name)]
+    keys = {"--env-key": env_key, "--features-key": features_key, "--layer": layer}
+    words += [word for key, value in keys.items() if value is not None for word in (key, value)]
     typer.echo(f"fit it: {shlex.join(map(str, words))}")
     if still_improving(settings, found):
         typer.echo("its loss still fell in its last epoch: add --set epochs=N to train longer than the search did")
@@ -298,35 +339,53 @@ def predict(
     data: Annotated[
         Path | None, typer.Option("--data", callback=there, help="An .h5ad whose environments to predict.")
     ] = None,
-    environment: Annotated[list[str], typer.Option(help="Environments of the training data, by name.")] = [],  # noqa: B006
+    environment: Annotated[
+        list[str],
+        typer.Option(help="Only these environments, of --data or else of the training data; may be repeated."),
+    ] = [],  # noqa: B006
     samples: Annotated[int, typer.Option(min=1, help="Monte Carlo samples of the noise.")] = 100,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     env_key: EnvKey = None,
+    control: Control = [],  # noqa: B006
+    features_key: FeaturesKey = None,
+    layer: Layer = None,
 ) -> None:
     """Predict expression in environments, without seeing any of their profiles; one CSV row an environment."""
     check_finished(run)
     if data is not None:
-        readable(data)
+        readable(data, False, features_key, layer)
     import pandas as pd
 
     from ..runs import load_fit
     from ..train.checkpoint import write_atomically
 
     fitted = load_fit(run)
-    posterior = fitted.posterior(fitted.schema)
+    wanted: Any = list(environment) or None
+    names = wanted or list(fitted.schema.env_names)
     if data is not None:
-        wanted: Any = read(data, env_key).schema()
+        wanted = only(read(data, env_key, False, control, features_key, layer).schema(), environment)
         names = list(wanted.env_names)
-    else:
-        wanted = list(environment) or None
-        names = wanted or list(fitted.schema.env_names)
-    values = posterior.predict(wanted, n_samples=samples, seed=seed)
+    values = fitted.posterior(fitted.schema).predict(wanted, n_samples=samples, seed=seed)
     table = pd.DataFrame(values.numpy(), index=pd.Index(names, name="environment"), columns=fitted.schema.gene_names)
     write_atomically(out, table.to_csv().encode())
     typer.echo(f"{out}: {len(table):,} environments × {table.shape[1]:,} genes")
 
 
-def _table(columns: dict[str, dict[str, float]]) -> pd.DataFrame:
+def only(schema: EnvironmentData, names: Sequence[str]) -> EnvironmentData:
+    """The environments ``names`` of a schema, or all of them."""
+    if not names:
+        return schema
+    rows, features = schema.environments(names), schema.env_features
+    return replace(
+        schema,
+        env_names=names,
+        env_features=None if features is None else features[rows],
+        env_table=schema.env_table.iloc[rows],
+        control=[i for i, row in enumerate(rows) if row in schema.control],
+    )
+
+
+def _table(columns: Mapping[str, Mapping[str, float | str]]) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame(columns)

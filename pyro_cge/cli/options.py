@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ..data.files import kind_of, separator
 from ..errors import PyroCgeError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TABLES = {".csv", ".tsv", ".txt"}
 # Arguments of functions whose option is called otherwise.
 OPTIONS = {"env_column": "--env-key", "env": "--env-key", "keys": "--context-key and --action-key"}
 
@@ -90,6 +90,16 @@ EnvKey = Annotated[str | None, typer.Option(help="Column that names the environm
 Control = Annotated[
     list[str], typer.Option("--control", help="Control environment, may be repeated (files not written by us).")
 ]
+FeaturesKey = Annotated[
+    str | None,
+    typer.Option(
+        "--features-key",
+        help="Environment features of such a file: a table or array of its uns, or an obsm that is the same within each.",
+    ),
+]
+Layer = Annotated[
+    str | None, typer.Option("--layer", help="Layer of the file to read instead of its X (counts, often).")
+]
 Config = Annotated[
     Path | None,
     typer.Option("--config", callback=there, help="YAML file of settings; pyro-cge settings prints them all."),
@@ -99,13 +109,8 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, ...")]
 
 
-def kind_of(path: Path) -> str:
-    """``.h5ad``, ``.csv``, ...: the last suffix, compression aside."""
-    return next((s.lower() for s in reversed(path.suffixes) if s.lower() not in (".gz", ".bz2", ".xz", ".zip")), "")
-
-
-def readable(path: Path, streamed: bool = False) -> None:
-    """Refuse a kind of file that :func:`read` does not read.
+def readable(path: Path, streamed: bool = False, features_key: str | None = None, layer: str | None = None) -> None:
+    """Refuse a kind of file that :func:`read` does not read, or not with these keys.
 
     Raises
     ------
@@ -113,29 +118,52 @@ def readable(path: Path, streamed: bool = False) -> None:
     """
     from ..errors import DataError
 
-    kind = kind_of(path)
+    kind, table = kind_of(path), separator(path) is not None
     if kind == ".gct":
         raise DataError(f"{path}: make an .h5ad file of it with pyro-cge prepare")
-    if streamed and kind in TABLES:
+    if table and (features_key is not None or layer is not None):
+        raise DataError(f"{path}: --features-key and --layer are of .h5ad files; a table has none, leave them out")
+    if streamed and table:
         raise DataError(f"{path}: --stream reads .h5ad, .zarr and .gctx; leave it out, tables are read into memory")
     if not streamed and (path.is_dir() or kind in (".gctx", ".zarr")):
         raise DataError(f"{path}: folders, .zarr and .gctx are read with --stream; .gctx also by pyro-cge prepare")
 
 
-def read(path: Path, env_key: str | None, streamed: bool = False, control: Sequence[str] = ()) -> Any:
+def read(
+    path: Path,
+    env_key: str | None,
+    streamed: bool = False,
+    control: Sequence[str] = (),
+    features_key: str | None = None,
+    layer: str | None = None,
+) -> Any:
     """Profiles of a data file, in memory or streamed."""
-    readable(path, streamed)
+    readable(path, streamed, features_key, layer)
     if streamed:
         from ..data.opening import stream
 
-        return stream(path, env_key, control=list(control) or None)
-    if kind_of(path) in TABLES:
+        return stream(path, env_key, features_key, list(control) or None, layer=layer)
+    if separator(path) is not None:
         from ..data.tables import read_table
 
         return read_table(path, env_column=env_key or "environment", control=list(control) or None)
     from ..data.anndata import read_h5ad
 
-    return read_h5ad(path, env_key=env_key, control=list(control) or None)
+    return read_h5ad(path, env_key, features_key, list(control) or None, layer=layer)
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that is not here, before data are read for it.
+
+    Raises
+    ------
+    ConfigError
+    """
+    from torch import nn
+
+    from ..train.settings import device_of
+
+    device_of(nn.Module(), device)
 
 
 def say(line: str) -> None:
@@ -144,7 +172,7 @@ def say(line: str) -> None:
 
 
 def show(table: pd.DataFrame) -> None:
-    """A table on the terminal: a row a figure, a column a model or part."""
+    """A table on the terminal: a row a figure, a column a model or part; of numbers, or of texts as they are."""
     from rich.console import Console
     from rich.table import Table
 
@@ -153,5 +181,9 @@ def show(table: pd.DataFrame) -> None:
     for column in table.columns:
         drawn.add_column(str(column), justify="right")
     for name, row in table.iterrows():
-        drawn.add_row(str(name).replace("_", " "), *("–" if value != value else f"{value:.3g}" for value in row))
+        drawn.add_row(str(name).replace("_", " "), *(_cell(value) for value in row))
     Console(width=None if sys.stdout.isatty() else 160).print(drawn)
+
+
+def _cell(value: float | str) -> str:
+    return value if isinstance(value, str) else "–" if value != value else f"{value:.3g}"

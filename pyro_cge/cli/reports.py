@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Control, EnvKey, Out, Stream, app, read, there
+from .options import Control, EnvKey, FeaturesKey, Layer, Out, Stream, app, read, there
 
 
 @app.command()
@@ -25,10 +25,13 @@ def report(
     stream: Stream = False,
     env_key: EnvKey = None,
     control: Control = [],  # noqa: B006
+    features_key: FeaturesKey = None,
+    layer: Layer = None,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
 ) -> None:
     """Write a report on runs: one HTML file that needs no network, for screens, phones and print."""
     from ..report import write
 
-    path = write(runs, out, None if data is None else read(data, env_key, stream, control), title=title)
+    content = None if data is None else read(data, env_key, stream, control, features_key, layer)
+    path = write(runs, out, content, title=title)
     typer.echo(f"{path}: {path.stat().st_size / 1e3:,.0f} kB; open it in a browser")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from ..errors import DataError
 from .environment import EnvironmentData
 from .profiles import Profiles
+from .streamed import StreamedData
 
 Data = TypeVar("Data", bound=Profiles)
 
@@ -48,6 +50,39 @@ def align(data: Data, schema: EnvironmentData) -> Data:
     present = sorted(set(data.env.tolist()))
     row[present] = torch.tensor(training_rows([data.env_names[e] for e in present], schema), dtype=torch.long)
     return data.among(schema, row.to(data.env.device)[data.env])
+
+
+def chosen_environments(
+    chosen: EnvironmentData | StreamedData | Sequence[str] | str | None, table: EnvironmentData, schema: EnvironmentData
+) -> tuple[EnvironmentData, list[int]]:
+    """The environment table that answers a question about some environments, and their rows in it.
+
+    Parameters
+    ----------
+    chosen : EnvironmentData, StreamedData, str, sequence of str, or None
+        Environments of another data set, some of ``table``'s by name, or all of these.
+    table : EnvironmentData
+        Environments at hand.
+    schema : EnvironmentData
+        Those of training.
+
+    Raises
+    ------
+    DataError
+        If there are none; for an environment that was not in training, in a model that knows environments by name only.
+    """
+    if chosen is None:
+        rows = list(range(table.n_envs))
+    elif not isinstance(chosen, EnvironmentData | StreamedData):
+        rows = table.environments([chosen] if isinstance(chosen, str) else chosen)
+    elif schema.n_features is None:
+        rows = training_rows(list(chosen.env_names), schema)
+    else:
+        table = align(chosen.schema(), schema)
+        rows = list(range(table.n_envs))
+    if not rows:
+        raise DataError("no environments were given; name one or more, or give None for all of them")
+    return table, rows
 
 
 def training_rows(names: list[str], schema: EnvironmentData) -> list[int]:

@@ -144,8 +144,12 @@ def read_h5ad(
     env_key: str | None = None,
     features_key: str | None = None,
     control: str | Sequence[str] | None = None,
+    *,
+    layer: str | None = None,
 ) -> EnvironmentData:
     """Read ``.h5ad``; see :func:`from_anndata` for files not written by this package.
+
+    ``layer`` is the matrix of ``layers`` to read instead of ``X`` (counts, often).
 
     Raises
     ------
@@ -160,6 +164,10 @@ def read_h5ad(
         adata = anndata.read_h5ad(path)
     except Exception as error:  # h5py and anndata raise many kinds for a damaged file
         raise DataError(f"{path}: not a readable .h5ad file ({first_line(error)}); write it again") from error
+    if layer is not None and layer not in adata.layers:
+        raise DataError(f"{path}: no layer {layer!r}; there are {list(adata.layers)}")
+    if layer is not None:
+        adata.X = adata.layers[layer]
     try:
         return from_anndata(adata, env_key, features_key, control)
     except DataError as error:

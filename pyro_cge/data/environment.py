@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..scm.shifts import NoiseShift
+from .row_numbers import row_numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,8 @@ class Truth:
     c: Tensor
 
     def rows(self, index: Tensor) -> Truth:
-        return replace(self, z=self.z[index], c=self.c[index])
+        chosen = row_numbers(index, len(self.z)).to(self.z.device)
+        return replace(self, z=self.z[chosen], c=self.c[chosen])
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,9 +167,7 @@ class EnvironmentData:
         n_envs = len(self.env_names)
         if n and (bad := ((self.env < 0) | (self.env >= n_envs)).nonzero()).numel():
             row = int(bad[0])
-            raise DataError(
-                f"env[{row}] = {int(self.env[row])}, but there are {n_envs} environments (0 … {n_envs - 1})"
-            )
+            raise DataError(f"env[{row}] = {int(self.env[row])}, but there are {n_envs} environments (counted from 0)")
         if self.env_features is not None:
             _check_matrix(self.env_features, "env_features", "environment")
             if len(self.env_features) != n_envs:
@@ -288,14 +288,14 @@ class EnvironmentData:
         )
 
     def rows(self, index: Tensor | np.ndarray | Sequence[int]) -> EnvironmentData:
-        """The profiles ``index``; the environment table stays whole, so environment numbers keep their meaning."""
-        chosen = torch.as_tensor(np.asarray(index), dtype=torch.long, device=self.x.device)
+        """The profiles ``index`` (or a mask); the environment table stays whole: environment numbers keep their meaning."""
+        chosen = row_numbers(index, self.n).to(self.x.device)
         return replace(
             self,
             x=self.x.index_select(0, chosen),
             env=self.env.index_select(0, chosen),
             obs=self.obs.iloc[chosen.cpu().numpy()],
-            truth=None if self.truth is None else self.truth.rows(chosen.to(self.truth.z.device)),
+            truth=None if self.truth is None else self.truth.rows(chosen),
         )
 
     def among(self, schema: EnvironmentData, env: Tensor) -> EnvironmentData:

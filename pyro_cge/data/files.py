@@ -1,19 +1,25 @@
-"""Whole files or none: atomic writing, an early check of the output folder, and checksums."""
+"""Whole files or none: atomic writing, an early check of the output folder, checksums; and what a file's name says."""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+from ..errors import ConfigError, DataError
 
-from ..errors import DataError
+if TYPE_CHECKING:
+    import pandas as pd
+
+COMPRESSED = (".gz", ".bz2", ".xz", ".zip")
+SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
 
 
 @contextmanager
@@ -47,6 +53,32 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def whole_folder(out: str | Path) -> Iterator[Path]:
+    """A folder beside ``out`` that takes its place on success and is removed on any failure; after a kill, by the next.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be written, or there is something at ``out``.
+    """
+    out = Path(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(out.parent, out.name)
+        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot write in {out.parent} ({error.strerror}); choose another folder") from error
+    try:
+        yield part
+        part.chmod(0o777 & ~_umask())
+        os.replace(part, out)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written ({error.strerror or error}); choose another folder") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
 def hdf5_file(path: str | Path) -> Iterator[Any]:
     """A new HDF5 file, written whole or not at all: made in memory, because HDF5 itself crashes where a disk is full.
 
@@ -66,9 +98,11 @@ def hdf5_file(path: str | Path) -> Iterator[Any]:
 
 
 def clear_leftovers(folder: str | Path, name: str = "") -> None:
-    """Remove temporary files of :func:`replacing` that a killed process left in ``folder`` (for the file ``name``)."""
-    for path in Path(folder).glob(".*.????????.tmp"):
-        if path.name.startswith(f".{name}"):
+    """Remove what :func:`replacing` and :func:`whole_folder` left in ``folder`` when they were killed (writing ``name``)."""
+    for path in Path(folder).glob(f".{glob.escape(name) or '*'}.????????.tmp"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)
 
 
@@ -83,16 +117,33 @@ def check_writable(path: str | Path) -> None:
     _temporary(path).unlink()
 
 
+def kind_of(path: str | Path) -> str:
+    """``.h5ad``, ``.csv``, ...: the last suffix, compression aside."""
+    return next((s.lower() for s in reversed(Path(path).suffixes) if s.lower() not in COMPRESSED), "")
+
+
+def separator(path: str | Path) -> str | None:
+    """What separates the columns of a table, by its name: commas in ``.csv``, tabs in ``.tsv`` and ``.txt``.
+
+    None for other kinds of file.
+    """
+    return SEPARATORS.get(kind_of(path))
+
+
 def read_frame(path: str | Path, kind: str = "table", **options: Any) -> pd.DataFrame:
     """``pandas.read_csv``, whose every error is one that names the file, as a ``kind`` of table.
+
+    Columns are separated as the name of the file says (:func:`separator`), by tabs where it says nothing.
 
     Raises
     ------
     DataError
         If the file is absent, or no table (or not compressed as its name says).
     """
+    import pandas as pd
+
     try:
-        return pd.read_csv(path, **options)
+        return pd.read_csv(path, **({"sep": separator(path) or "\t"} | options))
     except FileNotFoundError:
         raise DataError(f"{path}: not a readable {kind} (no such file); check the path") from None
     except Exception as error:  # parsers and decompressors raise many kinds

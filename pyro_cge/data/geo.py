@@ -213,7 +213,7 @@ def _parsed(
 def read_side_table(path: str | Path, key: str | None = None) -> pd.DataFrame:
     """A GEO side table (inst_info, sig_info, pert_info, gene_info, cell_info, sig_metrics), indexed by its key.
 
-    Tab separated (comma where the name has ``.csv``), plain or ``.gz``; ``-666`` becomes missing.
+    Tab separated (by commas if a ``.csv``), plain or ``.gz``; ``-666`` becomes missing.
 
     Parameters
     ----------
@@ -228,8 +228,7 @@ def read_side_table(path: str | Path, key: str | None = None) -> pd.DataFrame:
         If the file cannot be read, has no such column, or the key is missing or repeated in some row.
     """
     path = Path(path)
-    separator = "," if ".csv" in path.suffixes else "\t"
-    table = read_frame(path, "side table", sep=separator, dtype="category", keep_default_na=False)
+    table = read_frame(path, "side table", dtype="category", keep_default_na=False)
     key = key or next((name for name in _TABLE_KEYS if name in table.columns), None)
     if key is None or key not in table.columns:
         wanted = key or f"any of {', '.join(_TABLE_KEYS)}"

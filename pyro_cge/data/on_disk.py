@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import scipy.sparse
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError, PyroCgeError
+from .files import first_line
 
 READ_BYTES = 8 * 2**20  # read at a time
 SKIP_BYTES = 64 * 2**10  # fewer bytes than this between two wanted rows are read along: a call costs more
@@ -21,24 +22,37 @@ Rows: TypeAlias = np.ndarray | scipy.sparse.csr_matrix
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """Root group of an HDF5 file or zarr folder, open for reading; every read error is a ``DataError`` naming it."""
-    if not path.exists():
-        raise DataError(f"{path}: no such file; check the path")
-    try:
-        if path.is_dir():
-            import zarr
+    """Root group of an HDF5 file or zarr folder, open for reading; every read error is a ``DataError`` naming it.
 
+    ``ConfigError`` where zarr is not installed.
+    """
+    try:
+        if not path.exists():
+            raise DataError(f"{path}: no such file; check the path")
+        if path.is_dir():
+            try:
+                import zarr
+            except ImportError as error:
+                raise ConfigError(f"{path}: reading a zarr folder needs zarr: pip install zarr") from error
             yield zarr.open_group(path, mode="r")
         else:
             import h5py
 
             with h5py.File(path, "r") as file:
                 yield file
-    except DataError:
+    except PyroCgeError:
         raise
+    except MemoryError as error:
+        raise DataError(
+            f"{path}: not enough memory to read so much of it at once ({first_line(error)}); stream it with a smaller "
+            "window= (profiles held at a time)"
+        ) from error
+    except PermissionError as error:
+        raise DataError(f"{path}: no permission to read it ({first_line(error)}); ask its owner, or copy it") from error
     except Exception as error:  # h5py, zarr and the codecs raise many kinds for a damaged file
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        raise DataError(f"{path}: not a readable HDF5 file or zarr folder ({reason}); write it again") from error
+        raise DataError(
+            f"{path}: not a readable HDF5 file or zarr folder ({first_line(error)}); write it again"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +118,8 @@ class DiskMatrix:
         )
 
     def read(self, rows: np.ndarray, columns: np.ndarray | None = None) -> Rows:
-        """Rows (ascending, distinct) and columns (default all): dense float32 ``[m, g]``, or CSR in the file's dtype.
+        """Rows (ascending, distinct) and columns (default all): dense float32 ``[m, g]``, or CSR in the file's dtype
+        (native byte order, and at least float32: what SciPy computes with).
 
         Raises
         ------
@@ -141,7 +156,7 @@ class DiskMatrix:
         for run in self._runs(rows):
             pointers = np.asarray(matrix["indptr"][run[0] : run[-1] + 2], dtype=np.int64)
             start, stop = int(pointers[0]), int(pointers[-1])
-            values, genes = np.asarray(matrix["data"][start:stop]), np.asarray(matrix["indices"][start:stop])
+            values, genes = _native(matrix["data"][start:stop]), _native(matrix["indices"][start:stop])
             if (np.diff(pointers) < 0).any() or len(genes) != stop - start or len(values) != stop - start:
                 raise DataError(f"{self.path}: {self.key}/indptr is damaged near row {run[0]}; write the file again")
             if len(genes) and (genes.min() < 0 or genes.max() >= self.shape[1]):  # SciPy would write out of bounds
@@ -152,3 +167,10 @@ class DiskMatrix:
             parts = [scipy.sparse.csr_matrix((0, self.shape[1]), dtype=np.float32)]
         together = parts[0] if len(parts) == 1 else scipy.sparse.vstack(parts, format="csr")
         return together if columns is None else together[:, columns]
+
+
+def _native(values: Any) -> np.ndarray:
+    """In a dtype that SciPy's matrices have: of this machine's byte order, and float32 for float16."""
+    values = np.asarray(values)
+    kind = values.dtype.newbyteorder("=")
+    return values.astype(np.float32 if kind == np.float16 else kind, copy=False)

@@ -13,6 +13,7 @@ from ..errors import DataError
 from .anndata import ENV_KEY, UNS_KEY, from_anndata
 from .assemble import to_environment_data
 from .environment import EnvironmentData
+from .geo import join, read_side_table
 from .l1000 import MATRIX, Expression, read_metadata
 from .on_disk import DiskMatrix, opened
 from .streamed import StreamedData
@@ -30,6 +31,7 @@ def stream(
     *,
     layer: str | None = None,
     features: Sequence[str] = (),
+    side_tables: Sequence[str | Path] = (),
     block: int | None = None,
     window: int | None = None,
 ) -> StreamedData:
@@ -48,6 +50,9 @@ def stream(
         Matrix of ``layers`` instead of ``X`` (counts, often).
     features : sequence of block names
         GCTX only: see :func:`~pyro_cge.data.features.environment_features`.
+    side_tables : sequence of paths
+        GCTX only: what is known of profiles, where the file has no more than their ids, as GEO publishes it; joined as
+        :func:`~pyro_cge.data.prepare.prepare` does.
     block : int, optional
         Consecutive profiles that are read together. By default what the file stores together (a chunk), at least
         128 KiB, at most a 32nd of a window.
@@ -65,10 +70,12 @@ def stream(
         if features_key is not None or layer is not None:
             raise DataError(f"{path}: GCTX has no {'layers' if layer else 'features'}; leave the key out")
         matrix, missing = MATRIX, -666.0
-        table, genes = _gctx(path, env_key, control, features)
+        table, genes = _gctx(path, env_key, control, features, side_tables)
     elif path.suffix.lower() == ".h5ad" or path.is_dir() or path.suffix.lower() == ".zarr":
-        if features or not isinstance(env_key, str | None):
-            raise DataError(f"{path}: several columns in env_key, and features=, are for GCTX; give one obs column")
+        if features or side_tables or not isinstance(env_key, str | None):
+            raise DataError(
+                f"{path}: several columns in env_key, features= and side_tables= are for GCTX; give one obs column"
+            )
         matrix, missing = "X" if layer is None else f"layers/{layer}", None
         table, genes = _anndata(path, env_key, features_key, control)
     else:
@@ -95,12 +102,26 @@ def stream(
 
 
 def _gctx(
-    path: Path, env_key: str | Sequence[str] | None, control: str | Sequence[str] | None, features: Sequence[str]
+    path: Path,
+    env_key: str | Sequence[str] | None,
+    control: str | Sequence[str] | None,
+    features: Sequence[str],
+    side_tables: Sequence[str | Path],
 ) -> tuple[EnvironmentData, pd.Index]:
     obs, var = read_metadata(path)
+    for name in side_tables:
+        obs, var = join(obs, var, read_side_table(name), name)
     by = ("perturbagen",) if env_key is None else (env_key,) if isinstance(env_key, str) else tuple(env_key)
     annotations = Expression(np.empty((len(obs), 0), np.float32), obs, var.iloc[:0], str(path))
-    return to_environment_data(annotations, by, features, control=control), var.index
+    try:
+        return to_environment_data(annotations, by, features, control=control), var.index
+    except DataError as error:
+        if obs.shape[1]:
+            raise
+        raise DataError(
+            f"{error}. The file has the ids of its profiles and no more, as GEO publishes it: give GEO's tables (inst_info or "
+            "sig_info, pert_info) with side_tables=, or make an .h5ad file of all with pyro-cge prepare --side-table"
+        ) from error
 
 
 def _anndata(

@@ -14,7 +14,6 @@ from ..errors import DataError, check_seed
 from .files import replacing
 from .geo import spelling
 from .profiles import Profiles
-from .streamed import HASHED_FILES, StreamedData
 
 _PARTS = {"train": "train", "val": "valid", "valid": "valid", "validation": "valid", "test": "test"}
 
@@ -93,7 +92,7 @@ class Split:
         if data is not None and data.digest != result.data_digest:
             raise DataError(
                 f"{path}: field 'data_digest' is of other data ({result.data_digest[:12]}, these are {data.digest[:12]})"
-                f"{HASHED_FILES * isinstance(data, StreamedData)}; give the data it was made with, or split again"
+                "; give the data it was made with, or split again"
             )
         return result
 

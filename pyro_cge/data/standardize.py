@@ -55,7 +55,8 @@ class Standardizer:
         if names := [name for name, never in zip(data.gene_names, moments.constant.tolist(), strict=True) if never]:
             raise DataError(
                 f"{len(names)} genes are constant over the {data.n} training profiles: "
-                f"{', '.join(map(repr, names[:5]))}; leave them out with data.without_constant_genes()"
+                f"{', '.join(map(repr, names[:5]))}; leave them out with data.without_constant_genes(), or where "
+                "few profiles express a gene with data.genes(names of the others)"
             )
         return Standardizer(moments.mean.float(), moments.sd.float(), data.gene_names)
 

@@ -18,13 +18,11 @@ from ..errors import DataError
 from .environment import Batch, EnvironmentData, Truth, digest_of, summary
 from .moments import GeneMoments
 from .on_disk import READ_BYTES, DiskMatrix, Rows
+from .row_numbers import row_numbers
 
 T = TypeVar("T")
 
 IN_MEMORY = 4 * 2**30  # bytes: more than this is not read at once
-HASHED_FILES = (
-    " (or it is of streamed data and an earlier version, which hashed the file and not its numbers: start anew)"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,9 +283,9 @@ class StreamedData:
     # Parts
 
     def rows(self, index: Tensor | np.ndarray | Sequence[int]) -> StreamedData:
-        """The profiles ``index``, not read yet; the environment table stays whole."""
-        chosen = np.asarray(index.cpu() if isinstance(index, Tensor) else index, dtype=np.int64)
-        return replace(self, table=self.table.rows(chosen), positions=self.positions[chosen])
+        """The profiles ``index`` (row numbers, or a mask), not read yet; the environment table stays whole."""
+        chosen = row_numbers(index, self.n)
+        return replace(self, table=self.table.rows(chosen), positions=self.positions[chosen.numpy()])
 
     def genes(self, names: Sequence[str]) -> StreamedData:
         """The genes ``names``, in that order; ``DataError`` where one is missing."""

@@ -57,8 +57,7 @@ def read_table(
         gene); if a treated environment has no SMILES.
     """
     path = Path(path)
-    separator = "," if ".csv" in path.suffixes else "\t"
-    table = read_frame(path, sep=separator, low_memory=False, na_values=["-666", "-666.0"])
+    table = read_frame(path, low_memory=False, na_values=["-666", "-666.0"])
     if str(table.columns[0]).startswith("Unnamed:"):
         ids = pd.Index(table.pop(str(table.columns[0])).astype(str), dtype=object)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -121,6 +121,18 @@ class AmortizedGuide(PyroModule):
         loc, log_scale = self._normal(self.head(h))
         return DiagonalNormal(loc, log_scale.exp())
 
+    def own_noise(self, batch: Batch, shift: NoiseShift | None = None) -> dist.TorchDistribution | None:
+        """``q(own | x, e)`` of the noise that children have of their own, over ``[n, k]``; None where they have none."""
+        if self.residuals is None:
+            return None
+        loc, log_scale = (v[..., self.model.scm.nonroots] for v in self._residual(self.hidden_layer(batch, shift)))
+        return DiagonalNormal(loc, log_scale.exp())
+
+    def _residual(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """``δ(x)`` and its log standard deviation ``[n, d]``; what roots have goes unused."""
+        loc, spread = cast(nn.Linear, self.residuals)(h).chunk(2, -1)
+        return loc, soft_clamp(spread, *LOG_SCALE_RANGE)
+
     def draw_shared(self, batch: Batch) -> NoiseShift | None:
         """Sample what profiles share (environments' effects, edges, gene masks); the noise law, if that is latent."""
         # By forward, as the objective calls this guide: a call would report the weights to Pyro's parameter store.
@@ -135,9 +147,7 @@ class AmortizedGuide(PyroModule):
             h = self.hidden_layer(batch, shift)
             z = pyro.sample("z", self._law(h))
             if self.residuals is not None:
-                loc, spread = self.residuals(h).chunk(2, -1)
-                with poutine.block(hide_fn=_is_deterministic), _Residuals(loc, soft_clamp(spread, *LOG_SCALE_RANGE)):
-                    self.model.scm.drawn()(z)
+                sample_children(self.model, z, *self._residual(h))
             return z
 
     # The environments' effects
@@ -183,6 +193,12 @@ class AmortizedGuide(PyroModule):
         """Give the model another prior, and this guide what it takes to infer its effects."""
         self.model.prior = prior
         self.environment = EnvironmentGuide(prior) if prior.supports else None
+
+
+def sample_children(model: CellModel, z: Tensor, loc: Tensor, log_scale: Tensor) -> None:
+    """The guide's sites ``c_l`` of children with noise of their own, each moved off its equation by ``N(loc, scale²)``."""
+    with poutine.block(hide_fn=_is_deterministic), _Residuals(loc, log_scale):
+        model.scm.drawn()(z)
 
 
 class _Residuals(Messenger):

@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..models.cell import CellModel
 from ..scm.shifts import NoiseShift
 from ..sites import cells_plate
-from .amortized import LOG_SCALE_RANGE, AmortizedGuide
+from .amortized import LOG_SCALE_RANGE, AmortizedGuide, sample_children
 
 
 class RefinedGuide(PyroModule):
@@ -24,7 +24,7 @@ class RefinedGuide(PyroModule):
 
         max_{μ_i, σ_i}  E_{N(μ_i, σ_i²)}[log P(x_i | z)] − KL[N(μ_i, σ_i²) ‖ P(z | e)]
 
-    A mean-field guide in every respect but that its parameters are found for the batch at hand. Weights of model and
+    over ``z`` and, where the SCM's children have noise of their own, over that too. A mean-field guide in every respect but that its parameters are found for the batch at hand. Weights of model and
     encoder stay as they are; the environments' effects too.
 
     Parameters
@@ -55,10 +55,21 @@ class RefinedGuide(PyroModule):
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation ``[n, d]`` of the refined posterior."""
-        model, x = self.model, cast(Tensor, batch.x)
+        loc, log_scale = self._refined(batch)
+        return loc[:, : self.model.d], log_scale[:, : self.model.d]
+
+    def _refined(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation ``[n, d + k]`` of the noise and of what children have of their own."""
+        model, x, d = self.model, cast(Tensor, batch.x), self.model.d
         with torch.no_grad():
             start_loc, start_log_scale = self.guide.encode(batch)
             law = self.guide.shift(batch).select(batch.env)
+            own, prior = self.guide.own_noise(batch), model.scm.own_law
+            if own is not None and prior is not None:
+                start_loc = torch.cat([start_loc, own.mean], -1)
+                start_log_scale = torch.cat([start_log_scale, 0.5 * own.variance.log()], -1)
+                laws = (law.loc, torch.zeros_like(own.mean)), (law.log_scale, prior.scale.log().expand_as(own.mean))
+                law = NoiseShift(*(torch.cat(pair, -1) for pair in laws))
         loc, log_scale = start_loc.clone().requires_grad_(), start_log_scale.clone().requires_grad_()
         # Pairs of opposite draws of unit variance: fixed noise that the search could exploit has none in its first two
         # moments. Drawn on the CPU, so that every device refines alike.
@@ -70,7 +81,8 @@ class RefinedGuide(PyroModule):
             for _ in range(self.steps):
                 spread = log_scale.clamp(*LOG_SCALE_RANGE)
                 z = loc + spread.exp() * noise
-                fit = model.likelihood(model.scm(z), batch).log_prob(x).mean(0)
+                c = model.causes(z[..., :d], batch, None if own is None else z[..., d:])
+                fit = model.likelihood(c, batch).log_prob(x).mean(0)
                 squared = ((loc - law.loc).square() + (2 * spread).exp()) * (-2 * law.log_scale).exp()
                 kl = (0.5 * squared + law.log_scale - spread).sum(-1)
                 # Only these two are moved; the weights collect no gradient.
@@ -83,10 +95,22 @@ class RefinedGuide(PyroModule):
         loc, log_scale = self.encode(batch)
         return dist.Normal(loc, log_scale.exp()).to_event(1)
 
+    def own_noise(self, batch: Batch, shift: NoiseShift | None = None) -> dist.TorchDistribution | None:
+        if not self.model.scm.own_noise:
+            return None
+        loc, log_scale = (values[:, self.model.d :] for values in self._refined(batch))
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
     def forward(self, batch: Batch) -> Tensor:
         self.guide.draw_shared(batch)
+        d, nonroots = self.model.d, self.model.scm.nonroots
         with cells_plate(batch):
-            return pyro.sample("z", self.posterior(batch))
+            loc, log_scale = self._refined(batch)
+            z = pyro.sample("z", dist.Normal(loc[:, :d], log_scale[:, :d].exp()).to_event(1))
+            if self.model.scm.own_noise:
+                own = (z.new_zeros(z.shape).index_copy(-1, nonroots, values[:, d:]) for values in (loc, log_scale))
+                sample_children(self.model, z, *own)
+            return z
 
     def shift(self, batch: Batch) -> NoiseShift:
         return self.guide.shift(batch)

@@ -49,8 +49,9 @@ def environment_effects(
         half = torch.randn(n_pairs, 1, model.d)
         noise = torch.stack([half, -half], 1).flatten(0, 1).to(device)  # ε_1, −ε_1, ε_2, −ε_2, …
         for eps in noise.split(max(1, ENTRIES // (posterior.data.n_envs * model.g))):
-            reference = eps.expand(-1, *shift.loc.shape)
-            total += (model.mean(shift.loc + shift.scale * eps, batch) - model.mean(reference, batch)).double().sum(0)
+            treated, reference = shift.loc + shift.scale * eps, eps.expand(-1, *shift.loc.shape)
+            own = model.scm.draw_own((len(eps), 1))
+            total += (model.mean(treated, batch, own) - model.mean(reference, batch, own)).double().sum(0)
     values = total.cpu() / (2 * n_pairs) * unit_of(posterior, units)
     return pd.DataFrame(
         values.numpy(), index=pd.Index(posterior.raw.env_names, name="environment"), columns=posterior.raw.gene_names

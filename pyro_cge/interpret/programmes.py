@@ -166,7 +166,7 @@ def _jacobian(model: CellModel, z: Tensor, batch: Batch, wrt: str) -> Tensor:
     # Pyro's checks branch on values, which vmap cannot follow; torch's first forward-mode call scripts its own formulas.
     with pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*torch.jit.script.*", DeprecationWarning)
-        function, point = (of_noise, z) if wrt == "z" else (of_causes, model.scm(z))
+        function, point = (of_noise, z) if wrt == "z" else (of_causes, model.causes(z, batch))
 
         def along(direction: Tensor) -> Tensor:
             return torch.func.jvp(function, (point,), (direction.expand_as(point),))[1]

@@ -24,12 +24,15 @@ from .graphs import (
 from .imputation import imputation_scores
 from .prediction import (
     mean_interval,
+    means,
     pearson_per_profile,
+    per_profile,
     r2_per_gene,
     r2_per_profile,
     rank_among,
     reconstruction_loss,
     summarise,
+    t_interval,
     top_gene_overlap,
 )
 from .retrieval import retrieval_scores
@@ -52,8 +55,10 @@ __all__ = [
     "match_latents",
     "mcc",
     "mean_interval",
+    "means",
     "moved_latents",
     "pearson_per_profile",
+    "per_profile",
     "predictive_check",
     "r2_per_gene",
     "r2_per_profile",
@@ -65,6 +70,7 @@ __all__ = [
     "structural_hamming_distance",
     "structural_intervention_distance",
     "summarise",
+    "t_interval",
     "target_precision_recall",
     "target_recovery",
     "top_gene_overlap",

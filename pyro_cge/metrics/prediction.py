@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 TIE = 1e-9  # correlations this close are rounding apart
@@ -37,15 +38,25 @@ def r2_per_gene(x: Tensor, prediction: Tensor) -> Tensor:
     return _r2(x.double(), prediction.double(), 0)
 
 
-def summarise(x: Tensor, prediction: Tensor) -> dict[str, float]:
-    """Means of the above: ``sse`` (the reconstruction loss of a profile), ``mse`` (a gene), ``pearson`` and ``r2`` (a profile)."""
+def per_profile(x: Tensor, prediction: Tensor) -> dict[str, Tensor]:
+    """The above, a number a profile ``[n]`` each: ``sse`` (the reconstruction loss), ``mse`` (a gene), ``pearson``, ``r2``."""
     loss = reconstruction_loss(x, prediction)
     return {
-        "sse": float(loss.mean()),
-        "mse": float(loss.mean()) / x.shape[-1],
-        "pearson": float(pearson_per_profile(x, prediction).mean()),
-        "r2": float(r2_per_profile(x, prediction).nanmean()),
+        "sse": loss,
+        "mse": loss / x.shape[-1],
+        "pearson": pearson_per_profile(x, prediction),
+        "r2": r2_per_profile(x, prediction),
     }
+
+
+def means(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means over profiles; of R², over those that have one."""
+    return {name: float(v.nanmean() if name.endswith("r2") else v.mean()) for name, v in values.items()}
+
+
+def summarise(x: Tensor, prediction: Tensor) -> dict[str, float]:
+    """Means of :func:`per_profile` over profiles."""
+    return means(per_profile(x, prediction))
 
 
 def top_gene_overlap(x: Tensor, prediction: Tensor, k: int = 20) -> Tensor:
@@ -98,6 +109,15 @@ def mean_interval(
     means = (drawn @ totals) / np.maximum(drawn @ counts, 1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def t_interval(values: Sequence[float] | np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of a mean, of independent runs (seeds): ``mean ± t s / √n``; NaN for fewer than two values."""
+    given = np.asarray(values, dtype=float)
+    if len(given) < 2:
+        return float("nan"), float("nan")
+    half = stats.t.ppf(0.5 + level / 2, len(given) - 1) * given.std(ddof=1) / len(given) ** 0.5
+    return float(given.mean() - half), float(given.mean() + half)
 
 
 def _r2(x: Tensor, prediction: Tensor, dim: int) -> Tensor:

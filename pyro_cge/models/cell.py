@@ -80,9 +80,16 @@ class CellModel(PyroModule):
         # The mark tells intervention handlers the model's own noise from a guide's site of the same name.
         return pyro.sample("z", shift.law(batch.env), infer=cast(Any, {"exogenous": True}))
 
-    def mean(self, z: Tensor, batch: Batch) -> Tensor:
-        """Expected expression ``[..., n, g]`` given noise ``z [..., n, d]``; interventions in force apply."""
-        return self.likelihood(self.scm(z), batch).mean
+    def causes(self, z: Tensor, batch: Batch, own: Tensor | None = None) -> Tensor:
+        """Causes ``c [..., n, d]`` given noise ``z [..., n, d]``; interventions in force apply.
+
+        ``own [..., n, k]`` is the noise of their own that children have in some SCMs; zero if not given.
+        """
+        return self.scm(z, own)
+
+    def mean(self, z: Tensor, batch: Batch, own: Tensor | None = None) -> Tensor:
+        """Expected expression ``[..., n, g]`` given noise, as :meth:`causes`."""
+        return self.likelihood(self.causes(z, batch, own), batch).mean
 
     @torch.no_grad()
     def predict(self, batch: Batch, n_samples: int = 100, guide: ShiftGuide | None = None) -> Tensor:
@@ -98,7 +105,8 @@ class CellModel(PyroModule):
         for sample in range(n_samples):
             shift = self.prior(blank) if draws is None else NoiseShift(draws.loc[sample], draws.log_scale[sample])
             with cells_plate(blank):
-                total = total + self.mean(self._noise(shift, blank), blank)
+                z = self._noise(shift, blank)
+                total = total + self.mean(z, blank, self.scm.draw_own(z.shape[:-1]))
         return cast(Tensor, total) / n_samples
 
 

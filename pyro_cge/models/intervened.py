@@ -64,6 +64,6 @@ class IntervenedCellModel(CellModel):
         with self.interventions(batch):
             return super().forward(batch)
 
-    def mean(self, z: Tensor, batch: Batch) -> Tensor:
+    def causes(self, z: Tensor, batch: Batch, own: Tensor | None = None) -> Tensor:
         with self.interventions(batch):
-            return super().mean(z, batch)
+            return super().causes(z, batch, own)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, Normal, kl_divergence
 
 from ..data.environment import Batch
+from ..errors import ConfigError
 from ..guides.families import FactorNormal
 from ..scm.shifts import NoiseShift
 from .handlers import Sites, in_cells, is_random
@@ -42,14 +43,25 @@ class Elbo:
         Nats of KL per profile that cost nothing: ``max(KL, free_bits)``.
     sum_targets : bool
         False takes targets as they were drawn, as Pyro's own ELBOs do.
+
+    Raises
+    ------
+    ConfigError
+        For a weight that is negative or not finite.
     """
 
     beta: float = 1.0
     free_bits: float = 0.0
     sum_targets: bool = True
 
+    def __post_init__(self) -> None:
+        for name in ("beta", "free_bits"):
+            value = getattr(self, name)  # a tensor where an ensemble varies it
+            if isinstance(value, int | float) and not 0 <= value < math.inf:
+                raise ConfigError(f"{name} must be at least 0 and finite, got {value}")
+
     def __call__(self, model: PyroModule, guide: PyroModule, batch: Batch, *, warmup: float = 1.0) -> dict[str, Tensor]:
-        """Terms per profile: ``loss``, ``log_likelihood``, ``kl``. ``warmup`` in [0, 1] multiplies β."""
+        """Terms per profile: ``loss``, ``log_likelihood``, ``kl``. ``warmup`` multiplies β."""
         guide_trace, model_trace = traces(model, guide, batch)
         fits: list[Tensor] = []
         costs: list[Tensor] = []

@@ -16,12 +16,11 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
-from scipy import stats
 
 from ..data.profiles import Profiles
 from ..data.splits import Split
-from ..data.streamed import HASHED_FILES
 from ..errors import DataError
+from ..metrics import t_interval
 from ..runs import load_fit
 from ..train.checkpoint import write_atomically
 from .charts import Chart, Mark, common, swatch
@@ -162,7 +161,7 @@ def _read(run: Run, data: Profiles | None, share: float) -> Reading:
     if data.digest != run.data:
         raise DataError(
             f"{run.path} is a run on other data (their hash is {run.data[:12]}, that of those given {data.digest[:12]}): "
-            f"give the data it was fitted on{HASHED_FILES}"
+            f"give the data it was fitted on"
         )
     parts = Split.load(run.path / "split.json", data)
     return with_data(fit, data, getattr(parts, run.held_out), share)
@@ -206,9 +205,7 @@ def _cell(section: Section, part: str, metric: str) -> Cell | None:
     if not values:
         return None
     if len(values) > 1:
-        half = stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-        mean = float(np.mean(values))
-        return Cell(mean, (mean - half, mean + half))
+        return Cell(float(np.mean(values)), t_interval(values, level=LEVEL))
     intervals = None if section.reading is None or part != section.run.held_out else section.reading.intervals
     return Cell(values[0], (intervals or {}).get(metric))
 

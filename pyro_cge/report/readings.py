@@ -13,6 +13,7 @@ from .. import interpret, metrics
 from ..data.profiles import Profiles
 from ..interventions import tidy
 from ..plots.latents import colour_limit
+from ..runs import by_profile
 from ..scm.shifts import NoiseShift
 from .charts import Chart, Mark
 
@@ -25,7 +26,6 @@ EFFECTS = 6_000  # rows of effects on a page
 EACH = 3  # effects of an environment that are listed
 PROGRAMMES, GENES = 12, 10  # latents and genes a latent
 PROFILES = 1_000  # profiles that programmes and checks look at
-RESAMPLED = 20_000  # profiles whose errors are resampled
 DRAWS = 100  # replicates of a check
 REPLICATED = 20_000_000  # numbers of replicates held at a time, for coverage
 DOTS = 1_500  # genes in a chart
@@ -239,22 +239,8 @@ def _intervals(fit: Fit, held: Profiles) -> dict[str, tuple[float, float]]:
     """95 % bootstrap intervals of means over profiles, resampling whole environments; ``{}`` for fewer than five."""
     if len(held.env.unique()) < 5:
         return {}
-    posterior = fit.posterior(held.rows(_spread(held.n, RESAMPLED)))
-    env, x = posterior.raw.env, posterior.raw.x
-    found: dict[str, tuple[float, float]] = {}
-    for kind, values in (
-        ("reconstruction", posterior.reconstruct()),
-        ("prediction", posterior.predict(n_samples=30)[env]),
-    ):
-        loss = metrics.reconstruction_loss(x, values)
-        by_profile = {
-            "sse": loss,
-            "mse": loss / x.shape[1],
-            "pearson": metrics.pearson_per_profile(x, values),
-            "r2": metrics.r2_per_profile(x, values),
-        }
-        found |= {f"{kind}_{k}": metrics.mean_interval(v, env.numpy()) for k, v in by_profile.items()}
-    return found
+    env = held.env.cpu().numpy()
+    return {name: metrics.mean_interval(values, env) for name, values in by_profile(fit, held).items()}
 
 
 def _spread(n: int, most: int) -> np.ndarray:

@@ -59,6 +59,21 @@ class _Intervention(Messenger):
         result[..., wanted] = new.expand(shape)
         return result
 
+    def _layer(self, msg: dict[str, Any]) -> LayerInputs | None:
+        """What the site's layer was computed from; None where no latent of it is touched."""
+        inputs: LayerInputs | None = msg["infer"].get("layer")
+        if inputs is None:
+            return None
+        self._check(inputs.d)
+        if self.latents is not None and not set(self.latents) & set(inputs.nodes):
+            return None
+        if msg["value"] is None:
+            raise ConfigError(
+                f"{type(self).__name__} on latents {inputs.nodes}, which are drawn with noise of their own and have no "
+                "value yet: ask model.predict, model.mean or model.causes(z, batch, own), which are given that noise"
+            )
+        return inputs
+
     def _check(self, d: int) -> None:
         if self.latents is not None and not all(0 <= j < d for j in self.latents):
             raise ConfigError(f"{type(self).__name__} on latents {self.latents}, but the model has latents 0 … {d - 1}")
@@ -121,9 +136,7 @@ class HardIntervention(_Intervention):
         self.value = value
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        inputs: LayerInputs | None = msg["infer"].get("layer")
-        if inputs is not None:
-            self._check(inputs.d)
+        if (inputs := self._layer(msg)) is not None:
             _rewrite(msg, self._overwrite(msg["value"], inputs.nodes, self.value, inputs.d))
 
 
@@ -156,22 +169,20 @@ class MechanismIntervention(_Intervention):
         self.gain, self.function = gain, function
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        inputs: LayerInputs | None = msg["infer"].get("layer")
-        if inputs is None:
+        if (inputs := self._layer(msg)) is None:
             return
-        self._check(inputs.d)
         if self.function is not None:
             assert self.latents is not None
-            if self.latents[0] in inputs.nodes:
-                own = inputs.noise[..., inputs.nodes.index(self.latents[0])]
-                new = self.function(inputs.parents, own)
-                _rewrite(msg, self._overwrite(msg["value"], inputs.nodes, new, inputs.d))
+            new = self.function(inputs.parents, inputs.noise[..., inputs.nodes.index(self.latents[0])])
+            _rewrite(msg, self._overwrite(msg["value"], inputs.nodes, new, inputs.d))
         elif inputs.mechanism is not None:
             none = torch.full_like(msg["value"], torch.nan)
             gain = self._overwrite(none, inputs.nodes, cast(Any, self.gain), inputs.d)
             untouched = gain.isnan()
             effect = torch.where(untouched, 1.0, gain) * inputs.mechanism.effect(inputs.parents)
             new = inputs.mechanism.combine(effect, inputs.noise)
+            if inputs.own is not None:
+                new = new + inputs.own
             # Only the touched columns: another handler may have set the others.
             _rewrite(msg, torch.where(untouched, msg["value"], new))
 

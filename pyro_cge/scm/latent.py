@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -19,6 +19,7 @@ from ..errors import check_positive
 from ..sites import deterministic, layer_site
 from . import graphs
 from .mechanisms import LinearMechanism, Mechanism
+from .normal import DiagonalNormal
 
 
 class LatentSCM(nn.Module):
@@ -39,7 +40,8 @@ class LatentSCM(nn.Module):
         Called once for each layer after the first.
     own_noise : float or None
         Initial sd of a second noise that children have beside ``Z``: ``c_l ~ Normal(f_l(…) + z[layer l], s²)``, ``s``
-        learned. Those layers are then latent sites, which the guide infers. Outside a trace it is left at zero.
+        learned. Those layers are then latent sites, which the guide infers. Called by itself, ``scm(z, own)``, it is the
+        value ``own`` of that noise, or zero.
     """
 
     order: Tensor
@@ -83,6 +85,23 @@ class LatentSCM(nn.Module):
         """Whether children have noise of their own beside ``Z``."""
         return self.log_own is not None
 
+    @property
+    def nonroots(self) -> Tensor:
+        """Latents of all layers but the first ``[k]``, in topological order."""
+        return self.order[self._widths[0] :]
+
+    @property
+    def own_law(self) -> DiagonalNormal | None:
+        """Law of the children's own noise over ``[k]`` (event dimension 1); None where they have none."""
+        if self.log_own is None:
+            return None
+        scale = soft_sd(torch.cat(list(self.log_own)))
+        return DiagonalNormal(torch.zeros_like(scale), scale)
+
+    def draw_own(self, shape: Sequence[int]) -> Tensor | None:
+        """Draws of the children's own noise ``[*shape, k]``; None where they have none."""
+        return None if self.own_law is None else self.own_law.expand(shape).rsample()
+
     @staticmethod
     def identity(d: int) -> LatentSCM:
         """No edges: causes are the noise itself."""
@@ -107,25 +126,31 @@ class LatentSCM(nn.Module):
 
     def drawn(self) -> Callable[[Tensor], Tensor]:
         """This SCM with its latents drawn: what a model calls inside the cells plate."""
-        return self if self.log_own is None else partial(self._causes, own_noise=True)
+        return self if self.log_own is None else partial(self._causes, draw=True)
 
     def draw_posterior(self) -> None:
         """Sample global latents (a learned graph's edges) from their posterior: the guide's side of :meth:`drawn`."""
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Causes ``c [..., n, d]`` from noise ``z [..., n, d]``, nodes in the graph's own order."""
-        return self._causes(z)
+    def forward(self, z: Tensor, own: Tensor | None = None) -> Tensor:
+        """Causes ``c [..., n, d]`` from noise ``z [..., n, d]``, nodes in the graph's own order.
 
-    def _causes(self, z: Tensor, own_noise: bool = False) -> Tensor:
+        ``own [..., n, k]``: what the :attr:`nonroots` have of their own (:meth:`draw_own`, a guide's ``own_noise``).
+        """
+        return self._causes(z, own)
+
+    def _causes(self, z: Tensor, own: Tensor | None = None, draw: bool = False) -> Tensor:
         ordered = z if self._trivial else z.index_select(-1, self.order)
         noises = ordered.split(self._widths, -1) if len(self._widths) > 1 else (ordered,)
+        owns = [None] * len(noises) if own is None else [None, *own.split(self._widths[1:], -1)]
         done: list[Tensor] = []
         for layer, (nodes, noise) in enumerate(zip(self.layers, noises, strict=True)):
             parents = _join(done) if done else noise[..., :0]
             mechanism = cast(Mechanism, self.mechanisms[layer - 1]) if layer else None
             value = noise if mechanism is None else mechanism(parents, noise)
-            scale = soft_sd(cast(nn.ParameterList, self.log_own)[layer - 1]) if own_noise and layer else None
-            done.append(assign(layer + 1, value, LayerInputs(self.d, nodes, parents, noise, mechanism), scale))
+            if (added := owns[layer]) is not None:
+                value = value + added
+            scale = soft_sd(cast(nn.ParameterList, self.log_own)[layer - 1]) if draw and layer else None
+            done.append(assign(layer + 1, value, LayerInputs(self.d, nodes, parents, noise, mechanism, added), scale))
         c = _join(done)
         return c if self._trivial else c.index_select(-1, self.inverse)
 
@@ -150,6 +175,8 @@ class LayerInputs:
     noise : Tensor ``[..., n, k]``
     mechanism : Mechanism or None
         None for the roots.
+    own : Tensor ``[..., n, k]`` or None
+        Noise of their own that was added.
     """
 
     d: int
@@ -157,6 +184,7 @@ class LayerInputs:
     parents: Tensor
     noise: Tensor
     mechanism: Mechanism | None
+    own: Tensor | None = None
 
 
 def _join(blocks: list[Tensor]) -> Tensor:

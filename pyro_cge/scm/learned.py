@@ -122,7 +122,7 @@ class LearnedSCM(LatentSCM):
     def draw_posterior(self) -> None:
         self.edges.draw_posterior()
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, own: Tensor | None = None) -> Tensor:
         return self.assign_all(z, self.A)
 
     def assign_all(self, z: Tensor, A: Tensor) -> Tensor:

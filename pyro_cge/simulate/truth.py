@@ -84,9 +84,9 @@ class GroundTruth(CellModel):
         with self.environments.handlers(batch.envs.index_select(0, batch.env)):
             return super().forward(batch)
 
-    def mean(self, z: Tensor, batch: Batch) -> Tensor:
+    def causes(self, z: Tensor, batch: Batch, own: Tensor | None = None) -> Tensor:
         with self.environments.handlers(batch.envs.index_select(0, batch.env)):
-            return super().mean(z, batch)
+            return super().causes(z, batch, own)
 
     def under(self, environments: Environments) -> GroundTruth:
         """The same cell in other environments (out of distribution, say): SCM and decoder are shared."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.environment import EnvironmentData
 from ..errors import NonFiniteLossError
@@ -21,9 +22,11 @@ from .members import MemberNoise
 from .program import Pair, Program, member_batch
 from .progress import EpochProgress
 from .schedule import Schedule, rate_factor
+from .settings import kl_weight
 from .stack import Stack
 from .state import TrainingState
 
+OF_TORCH = vars(nn.Module()).keys() | {"_pyro_name"}  # attributes that every module has
 FEWER = 0.75  # members that have stopped leave the program when this share of it is left: another size is another trace
 
 
@@ -37,6 +40,7 @@ class Member:
     beta: float | None
     pair: Pair
     state: TrainingState
+    failure: NonFiniteLossError | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class BatchedRun:
                 if self.on_epoch is not None:
                     for member in active:
                         self.on_epoch(epoch, member.pair.model)
+                    program.renew(_structure(active[0].pair), repr(self.objective))
                 stack.read_buffers([m.pair for m in active])
                 going = [not self._stopped(member) for member in active]
                 rows = self._epoch(active, torch.tensor(going, device=device), stack, program, epoch)
@@ -79,10 +84,11 @@ class BatchedRun:
                         row | {f"valid_{k}": v for k, v in h.items()} for row, h in zip(rows, held_out, strict=True)
                     ]
                 seconds = (time.perf_counter() - started) / sum(going)
-                for member, row, goes in zip(active, rows, going, strict=True):
-                    if goes:
-                        member.state.record(row | {"seconds": seconds})
-                bar.update({name: float(np.mean([row[name] for row in rows])) for name in rows[0]})
+                done = [k for k, member in enumerate(active) if going[k] and member.failure is None]
+                for k in done:
+                    active[k].state.record(rows[k] | {"seconds": seconds})
+                if done:
+                    bar.update({name: float(np.mean([rows[k][name] for k in done])) for name in rows[0]})
                 left = [k for k, member in enumerate(active) if not self._stopped(member)]
                 if not left:
                     break
@@ -94,7 +100,7 @@ class BatchedRun:
             member.state.restore_best()
 
     def _stopped(self, member: Member) -> bool:
-        return member.state.exhausted(self.patience, self.kl_warmup)
+        return member.failure is not None or member.state.exhausted(self.patience, self.kl_warmup)
 
     def _epoch(
         self, active: list[Member], going: Tensor, stack: Stack, program: Program, epoch: int
@@ -103,17 +109,16 @@ class BatchedRun:
         data, size, beta = self.train_data, self.batch_size, _betas(active, stack.device)
         noise = MemberNoise([m.seed for m in active], f"epoch {epoch}", stack.device)
         steps = -(-data.n // size)
-        share = min(1.0, (epoch + 1) / self.kl_warmup) if self.kl_warmup else 1.0
-        warmup = torch.tensor(
-            self.kl_start + (1 - self.kl_start) * share if self.kl_warmup else 1.0, device=stack.device
-        )
+        warmup = torch.tensor(kl_weight(epoch, self.kl_start, self.kl_warmup), device=stack.device)
         totals: dict[str, Any] = {}
         for number, rows in enumerate(noise.orders(data.n).to(stack.device).split(size, 1)):
             batch, drawn = member_batch(data, rows, program, noise)
             terms, grads, norm = program.step(stack.weights, batch, drawn, warmup, beta)
             wrong = ~(terms["loss"] + norm).isfinite() & going
             if wrong.any():
-                self._report(active, wrong.nonzero().flatten().tolist(), data, rows, epoch, number)
+                for k in wrong.nonzero().flatten().tolist():
+                    self._fail(active[k], data, rows[k], epoch, number)
+                going = going & ~wrong
             if (norm > self.clip).any():
                 factor = torch.where(norm > self.clip, self.clip / (norm + 1e-6), 1.0)
                 grads = [g if g is None else g * factor.reshape(-1, *[1] * (g.dim() - 1)) for g in grads]
@@ -136,19 +141,19 @@ class BatchedRun:
         means = {name: (value / self.valid.n).tolist() for name, value in totals.items()}
         return [{name: values[member] for name, values in means.items()} for member in range(len(active))]
 
-    def _report(
-        self, active: list[Member], wrong: list[int], data: EnvironmentData, rows: Tensor, epoch: int, number: int
-    ) -> None:
-        member = active[wrong[0]]
-        site = blame({"model": member.pair.model, "guide": member.pair.guide}, data.batch(rows[wrong[0]]))
-        raise NonFiniteLossError(
+    def _fail(self, member: Member, data: EnvironmentData, rows: Tensor, epoch: int, number: int) -> None:
+        """End a member with the weights from before this step; the others go on."""
+        _own_weights([member])
+        site = blame({"model": member.pair.model, "guide": member.pair.guide}, data.batch(rows))
+        member.failure = NonFiniteLossError(
             f"the loss is no longer finite at site {site!r}, epoch {epoch}, batch {number}, in the member of seed "
-            f"{member.seed}{f' with {member.varied}' if member.varied else ''} ({len(wrong)} of {len(active)} members). Try "
-            "a smaller lr or clip, or look for extreme values in the data.",
+            f"{member.seed}{f' with {member.varied}' if member.varied else ''}. Try a smaller lr or clip, or look for extreme "
+            "values in the data.",
             site=site,
             epoch=epoch,
             batch=number,
         )
+        warnings.warn(f"{member.failure} It ends here; the other members go on.", RuntimeWarning, stacklevel=2)
 
 
 def _betas(active: list[Member], device: torch.device) -> Tensor | None:
@@ -170,7 +175,7 @@ def _structure(pair: Pair) -> tuple[Any, ...]:
         (path, type(module).__qualname__, name, repr(value))
         for path, module in pair.named_modules()
         for name, value in sorted(vars(module).items())
-        if not name.startswith("_") and isinstance(value, plain)
+        if name not in OF_TORCH and isinstance(value, plain)
     ]
     return str(shapes), str(options)
 

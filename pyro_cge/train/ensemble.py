@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from numbers import Integral
 from typing import Any, cast
 
 import numpy as np
@@ -14,10 +17,9 @@ import pyro
 import torch
 from torch import nn
 
-from ..data.align import align
 from ..data.environment import EnvironmentData
-from ..data.standardize import Standardizer
-from ..errors import ConfigError
+from ..data.streamed import StreamedData
+from ..errors import ConfigError, check_seed
 from ..guides.amortized import AmortizedGuide
 from ..models.cell import CellModel
 from ..objectives.elbo import Elbo
@@ -28,7 +30,7 @@ from .loop import Objective
 from .mixture import EnsemblePosterior
 from .program import Pair
 from .schedule import Schedule
-from .settings import check_settings, described, device_of, validation_rows
+from .settings import check_settings, described, device_of, parts_of
 from .state import TrainingState
 
 OF_TRAINING = ("lr", "beta")  # what may vary that is not an option of the builder
@@ -85,9 +87,9 @@ class Ensemble:
             raise ConfigError(f"no member has {settings}; the table of the ensemble lists what there is")
         return Ensemble([self.members[k] for k in np.flatnonzero(keep)], self.table[keep].reset_index(drop=True))
 
-    def posterior(self, data: EnvironmentData) -> EnsemblePosterior:
-        """What the members say together of ``data``, their latents brought into line."""
-        return EnsemblePosterior([fit.posterior(data) for fit in self.members])
+    def posterior(self, data: EnvironmentData, *, refine: int = 0) -> EnsemblePosterior:
+        """What the members say together of ``data``, their latents brought into line; ``refine`` as in ``Fit.posterior``."""
+        return EnsemblePosterior([fit.posterior(data, refine=refine) for fit in self.members])
 
 
 def fit_ensemble(
@@ -152,40 +154,61 @@ def fit_ensemble(
     ConfigError
         For settings that make no sense, and for a model or objective that cannot run as a batch: an objective with
         weights of its own, a learned order of latents.
+    DataError
+        For data that cannot be used.
     NonFiniteLossError
-        If a member's loss is no longer finite, with seed, site, epoch and batch.
+        If no member's loss stays finite, with seed, site, epoch and batch. One that fails alone ends with the best weights
+        it had, a warning, and no ``elbo`` where it had no epoch to its end.
     """
-    numbers = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
+    numbers = list(range(operator.index(seeds))) if isinstance(seeds, Integral) else list(cast("Sequence[int]", seeds))
     grid = [dict(zip(vary or {}, values, strict=True)) for values in itertools.product(*(vary or {}).values())]
     if not numbers or not grid:
         raise ConfigError(f"an ensemble needs a seed and a value of everything varied, got seeds={seeds}, vary={vary}")
+    for seed in numbers:
+        check_seed(seed)
     if len(set(numbers)) < len(numbers):
         raise ConfigError(f"seeds must differ: equal ones make equal members, got {numbers}")
     for rate in [lr, *(vary or {}).get("lr", [])]:
-        check_settings(lr=rate, epochs=epochs, batch_size=batch_size, clip=clip, patience=patience, kl_warmup=kl_warmup)
+        check_settings(
+            lr=rate,
+            epochs=epochs,
+            batch_size=batch_size,
+            clip=clip,
+            patience=patience,
+            kl_warmup=kl_warmup,
+            kl_start=kl_start,
+        )
     objective = Elbo() if objective is None else objective
     _check_objective(objective, vary or {})
-    if not isinstance(data, EnvironmentData):
-        raise ConfigError(
-            f"an ensemble trains on data in memory, got {type(data).__name__}; fit the members one by one"
-        )
+    for given in (data, validation):
+        if (given is data and not isinstance(given, EnvironmentData)) or isinstance(given, StreamedData):
+            raise ConfigError(
+                f"an ensemble trains on data in memory, got {type(given).__name__}; fit the members one by one"
+            )
 
-    members = [_member(build, data, seed, varied, lr) for varied in grid for seed in numbers]
-    train_rows, valid_rows = validation_rows(data, validation, numbers[0])
-    train = data.rows(train_rows) if len(valid_rows) else data
-    valid = align(validation if isinstance(validation, EnvironmentData) else data.rows(valid_rows), data.schema())
-    likelihood = members[0].pair.model.decoder.likelihood
-    likelihood.check(train.x)
-    scaled = standardize and not likelihood.counts
-    scaler = Standardizer.fit(train) if scaled else Standardizer.identity(data.gene_names)
-    at = device_of(members[0].pair.model, device)
-    train, valid = scaler.transform(train).to(at), scaler.transform(valid).to(at)
+    members = [_member(build, data, operator.index(seed), varied, lr) for varied in grid for seed in numbers]
+    models = [m.pair.model for m in members]
+    parts = parts_of(data, validation, models, standardize=standardize, seed=members[0].seed)
+    at = device_of(models[0], device)
     run = BatchedRun(
-        train, valid, objective, epochs, batch_size, schedule, kl_warmup, kl_start, clip, patience, on_epoch
+        cast(EnvironmentData, parts.train.to(at)),
+        cast(EnvironmentData, parts.valid.to(at)),
+        objective,
+        epochs,
+        batch_size,
+        schedule,
+        kl_warmup,
+        kl_start,
+        clip,
+        patience,
+        on_epoch,
     )
     with pyro.validation_enabled(False):
         for group in alike(members):
             run.train(group, at, progress)
+    failures = [m.failure for m in members if m.failure is not None]
+    if len(failures) == len(members):
+        raise failures[0]
     common = {
         "objective": described(objective),
         "epochs": epochs,
@@ -205,12 +228,12 @@ def fit_ensemble(
             m.pair.model,
             m.pair.guide,
             data.schema(),
-            scaler,
+            parts.scaler,
             pd.DataFrame(m.state.history),
             m.state.best_epoch,
             {**common, **m.varied, "lr": m.lr, "seed": m.seed},
-            train_rows,
-            valid_rows,
+            parts.train_rows,
+            parts.valid_rows,
         )
         for m in members
     ]
@@ -256,6 +279,8 @@ def _check_objective(objective: Objective, vary: Mapping[str, Any]) -> None:
 
 
 def _negative_elbo(state: TrainingState) -> float:
+    if not state.history:  # of a member that failed in its first epoch
+        return math.nan
     row = state.history[state.best_epoch]
     part = "valid_" if "valid_loss" in row else "train_"
     if {f"{part}kl", f"{part}log_likelihood"} <= row.keys():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +18,6 @@ import pyro
 import torch
 from torch import nn
 
-from ..data.align import align
 from ..data.environment import EnvironmentData
 from ..data.files import clear_leftovers
 from ..data.profiles import Profiles
@@ -33,7 +34,7 @@ from .distributed import joined
 from .loop import Objective, evaluate, train_epoch
 from .progress import EpochProgress
 from .schedule import Schedule, rate_factor
-from .settings import check_settings, described, device_of, validation_rows
+from .settings import check_settings, described, device_of, kl_weight, parts_of
 from .state import TrainingState
 
 
@@ -165,9 +166,22 @@ def fit(
     DataError, ConfigError, CheckpointError
         For unusable data, settings, or a checkpoint of another run.
     """
-    check_settings(epochs=epochs, batch_size=batch_size, lr=lr, clip=clip, patience=patience, kl_warmup=kl_warmup)
+    check_settings(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        clip=clip,
+        patience=patience,
+        kl_warmup=kl_warmup,
+        kl_start=kl_start,
+    )
     check_seed(seed)
+    epochs, batch_size, kl_warmup, seed = map(operator.index, (epochs, batch_size, kl_warmup, seed))  # not numpy's
+    lr, clip, kl_start = float(lr), float(clip), float(kl_start)
+    patience = None if patience is None else operator.index(patience)
+    validation = float(validation) if isinstance(validation, Real) else validation
     objective = Elbo() if objective is None else objective
+    parts = parts_of(data, validation, [model], standardize=standardize, seed=seed)
     settings = {
         "objective": described(objective),
         "optimizer": "default" if optimizer is None else described(optimizer),
@@ -179,7 +193,7 @@ def fit(
         "kl_warmup": kl_warmup,
         "kl_start": kl_start,
         "clip": clip,
-        "validation": validation if isinstance(validation, int | float | None) else validation.digest,
+        "validation": validation if isinstance(validation, float | None) else validation.digest,
         "patience": patience,
         "standardize": standardize,
         "seed": seed,
@@ -188,23 +202,15 @@ def fit(
         "data": data.digest,
         "shuffling": data.shuffling,
     }
-    train_rows, valid_rows = validation_rows(data, validation, seed)
-    train = data.rows(train_rows) if len(valid_rows) else data
-    valid = align(data.rows(valid_rows) if isinstance(validation, int | float | None) else validation, data.schema())
-    likelihood = model.decoder.likelihood
-    for x in train.blocks() if likelihood.counts else ():
-        likelihood.check(x)
-    scaled = standardize and not likelihood.counts
-    scaler = Standardizer.fit(train) if scaled else Standardizer.identity(data.gene_names)
     if resume and checkpoint is None:
         raise ConfigError("resume=True needs the checkpoint file to resume from: pass checkpoint=")
-    steps = -(-train.n // batch_size)  # an epoch
+    steps = -(-parts.train.n // batch_size)  # an epoch
 
     with ExitStack() as stack:
         world = stack.enter_context(joined())
         stack.enter_context(pyro.validation_enabled(False))
         device = world.device(device_of(model, device))
-        train, valid = scaler.transform(train).to(device), scaler.transform(valid).to(device)
+        train, valid = parts.train.to(device), parts.valid.to(device)
         modules: dict[str, nn.Module] = {"model": model.to(device), "guide": guide.to(device)}
         if isinstance(objective, nn.Module):
             modules["objective"] = objective.to(device)
@@ -224,7 +230,7 @@ def fit(
             if state.exhausted(patience, kl_warmup):
                 break
             started = time.perf_counter()
-            warmup = kl_start + (1 - kl_start) * min(1.0, (epoch + 1) / kl_warmup) if kl_warmup else 1.0
+            warmup = kl_weight(epoch, kl_start, kl_warmup)
             rates = [
                 [base * rate_factor(schedule, epoch * steps + i, epochs * steps) for base in base_rates]
                 for i in range(steps)
@@ -251,12 +257,12 @@ def fit(
         model,
         guide,
         data.schema(),
-        scaler,
+        parts.scaler,
         pd.DataFrame(state.history),
         state.best_epoch,
         settings,
-        train_rows,
-        valid_rows,
+        parts.train_rows,
+        parts.valid_rows,
     )
 
 

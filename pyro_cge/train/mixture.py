@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -91,6 +91,17 @@ class EnsemblePosterior:
         laws = self._laws([p.shift() for p in self.posteriors])
         return NoiseShift(laws.loc.mean(0), laws.log_scale.mean(0))
 
+    def aggregate(self) -> NoiseShift:
+        """The noise each environment's profiles show ``NoiseShift [E, d]``: mean over members, as in :meth:`shift`."""
+        laws = self._laws([p.aggregate() for p in self.posteriors])
+        return NoiseShift(laws.loc.mean(0), laws.log_scale.mean(0))
+
+    def similarity(self, kind: Literal["targets", "direction"] = "targets") -> pd.DataFrame:
+        """Environment × environment, do they act on the same latents: the mean over members."""
+        # Neither a Jaccard index nor a cosine asks how latents are numbered.
+        tables = [p.similarity(kind) for p in self.posteriors]
+        return cast(pd.DataFrame, sum(tables[1:], tables[0])) / len(tables)
+
     def shift_draws(self, n_samples: int = 100, seed: int | None = 0) -> NoiseShift:
         """Draws of the environments' noise laws ``NoiseShift [members · S, E, d]``, ``S`` of each member.
 
@@ -146,6 +157,7 @@ class EnsemblePosterior:
         *,
         log_likelihood: int = 0,
         posterior_predictive: bool = False,
+        profiles: bool = True,
     ) -> arviz.InferenceData:
         """Every site as an ArviZ ``InferenceData``, each member a chain, in the reference's latents.
 
@@ -162,7 +174,7 @@ class EnsemblePosterior:
         from ..arviz_export import inference_data
 
         matchings = self.stability.matchings
-        settings = (n_samples, seed, log_likelihood, posterior_predictive)
+        settings = (n_samples, seed, log_likelihood, posterior_predictive, profiles)
         return inference_data(self.posteriors, self.reference, matchings, *settings)
 
     # In genes
@@ -170,6 +182,10 @@ class EnsemblePosterior:
     def reconstruct(self) -> Tensor:
         """Expected expression ``[n, g]`` of the observed profiles: the mean over members."""
         return torch.stack([p.reconstruct() for p in self.posteriors]).mean(0)
+
+    def counterfactual(self, environment: str) -> Tensor:
+        """Expression ``[n, g]`` of the same profiles, had they been in ``environment``: the mean over members."""
+        return torch.stack([p.counterfactual(environment) for p in self.posteriors]).mean(0)
 
     def predict(self, environments: Any = None, n_samples: int = 100, seed: int | None = 0) -> Tensor:
         """Expected expression ``[E, g]`` of environments, from the priors alone: the mean over members."""

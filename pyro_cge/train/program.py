@@ -77,6 +77,14 @@ class Program:
         self.runs: dict[Any, int] = {}
         self.traced: dict[Any, fx.GraphModule] = {}
         self.named: list[str] = []  # the terms, in order
+        self.options: tuple[Any, ...] = ()  # what a trace takes for granted
+
+    def renew(self, *options: Any) -> None:
+        """Trace anew if ``options``, what is no tensor in model and objective, are others than before."""
+        if options != self.options:
+            self.options = options
+            self.runs.clear()
+            self.traced.clear()
 
     def tape(self, n: int, n_envs: int, batch: Callable[[], Batch]) -> list[Draw]:
         """What one member draws at random for a batch of ``n`` profiles in ``n_envs`` environments, such as ``batch()``."""

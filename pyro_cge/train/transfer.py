@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..data.align import align
 from ..data.profiles import Profiles
 from ..errors import ConfigError
 from ..guides.amortized import AmortizedGuide
@@ -44,6 +45,7 @@ def transfer(fitted: Fit, prior: LatentPrior, data: Profiles) -> Fit:
     """
     if prior.d != fitted.model.d:
         raise ConfigError(f"the new prior has {prior.d} latents, the fit {fitted.model.d}")
+    data = align(data, fitted.schema)
     model, guide = copy.deepcopy((fitted.model, fitted.guide))  # together: the guide refers to the model
     device = next(model.parameters()).device
     everything = data.to(device).cells(torch.arange(data.n_envs, device=device))
@@ -74,6 +76,7 @@ def rotate_and_refit(
     **options
         For :func:`~pyro_cge.train.fit.fit`; typically half the epochs and half the learning rate of the dense fit.
     """
+    data = align(data, dense.schema)
     turned = rotate(dense, data)
     smaller = without_latents(turned, superfluous(turned, data))
     refitted = rotate(fit(smaller.model, smaller.guide, data, **options), data)
@@ -122,6 +125,8 @@ def choose_latents(
     """
     if not candidates:
         raise ConfigError("choose_latents needs candidate numbers of latents, got none")
+    if validation is None:
+        raise ConfigError("choose_latents judges by held-out profiles: validation must be a fraction or data")
     sizes = sorted(set(candidates))
     fits, bounds = [], []
     for d in sizes:

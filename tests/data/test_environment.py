@@ -104,6 +104,37 @@ def test_environments_without_profiles_and_with_one():
     assert fitted.posterior(data).targets().notna().all().all()
 
 
+def test_a_mask_means_its_rows(data):
+    """In every form a mask comes in, truth included: a mask once was taken for the row numbers 0 and 1."""
+    mask = data.env == 2
+    chosen = np.flatnonzero(mask.numpy())
+    assert len(chosen) > 2
+    expected = data.rows(chosen)
+    for given in (mask, mask.numpy(), mask.tolist(), pd.Series(mask.numpy())):
+        found = data.rows(given)
+        assert torch.equal(found.x, expected.x) and set(found.env.tolist()) == {2}
+        assert found.obs.index.equals(expected.obs.index) and torch.equal(found.truth.z, expected.truth.z)
+    assert torch.equal(data.truth.rows(mask).c, data.truth.c[mask])
+    assert make().rows(torch.zeros(6, dtype=torch.bool)).n == make().rows([]).n == 0
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (torch.ones(5, dtype=torch.bool), "mask of 5 entries, but there are 6 profiles"),
+        ([0, -1], r"index\[1\] = -1, but there are 6 profiles"),
+        (np.array([6, 2]), r"index\[0\] = 6, but there are 6"),
+        ([0.0, 1.0], "row numbers or a boolean mask.*float64"),
+        (["p1"], "row numbers or a boolean mask"),
+        (3, r"in one dimension; got int64 of shape \[\]"),
+        (np.ones((6, 1), bool), r"in one dimension; got bool of shape \[6, 1\]"),
+    ],
+)
+def test_rows_that_are_none_are_named(index, message):
+    with pytest.raises(DataError, match=message):
+        make().rows(index)
+
+
 def test_digest_tells_data_apart():
     data = make()
     assert data.digest == replace(data).digest != make().digest

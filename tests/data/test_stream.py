@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tracemalloc
 import warnings
 from dataclasses import replace
@@ -26,10 +27,12 @@ from pyro_cge.data.align import align
 from pyro_cge.data.assemble import to_environment_data
 from pyro_cge.data.l1000 import Expression, read_gct, write_gctx
 from pyro_cge.data.moments import GeneMoments
+from pyro_cge.data.on_disk import DiskMatrix
 from pyro_cge.data.opening import stream
+from pyro_cge.data.prepare import prepare
 from pyro_cge.data.splits import Split
 from pyro_cge.data.standardize import Standardizer
-from pyro_cge.errors import CheckpointError, DataError
+from pyro_cge.errors import CheckpointError, ConfigError, DataError
 
 BATCH_FIELDS = ("x", "env", "envs", "is_control", "env_counts", "index")
 
@@ -120,6 +123,17 @@ def test_parts_are_those_of_memory(on_disk, counts):
     assert not list(data.rows([]).batches(4, shuffle=True))
     with pytest.raises(DataError, match="1 of 2 genes are missing from the data: 'nope'"):
         data.genes(["g1", "nope"])
+
+
+def test_a_mask_means_its_rows_as_in_memory(on_disk, counts):
+    mask = counts.env == 2
+    same_batches(stream(on_disk).rows(mask).batches(4), counts.rows(np.flatnonzero(mask)).batches(4))
+    part = stream(on_disk).rows(mask)
+    assert set(part.env.tolist()) == {2} and (counts.x[part.positions] == part.x).all()
+    with pytest.raises(DataError, match="mask of 90 entries, but there are"):
+        part.rows(mask)
+    with pytest.raises(DataError, match=r"index\[0\] = -1"):
+        part.rows([-1])
 
 
 def test_standardised_and_aligned_as_in_memory(on_disk, counts):
@@ -214,6 +228,32 @@ def test_gctx_as_in_memory(tmp_path):
         file["/0/DATA/0/matrix"][4, 2] = -666
     with pytest.raises(DataError, match=r"gene 'g2' of profile 'p4' \(row 4\) is nan"):
         list(stream(path).batches(8))
+
+
+def test_gctx_with_no_more_than_ids(tmp_path):
+    """As GEO publishes it: what profiles are is in tables beside it, joined as ``prepare`` joins them."""
+    rng, ids = np.random.default_rng(0), [f"s{i}" for i in range(12)]
+    x = rng.normal(size=(12, 3)).astype(np.float32)
+    path = tmp_path / "level5.gctx"
+    write_gctx(path, Expression(x, pd.DataFrame(index=ids), pd.DataFrame(index=["10", "20", "30"])))
+    signatures = pd.DataFrame({"sig_id": ids, "pert_id": rng.permutation(["A", "B", "C"] * 4), "cell_id": "MCF7"})
+    tables = [tmp_path / "sig_info.txt", tmp_path / "pert_info.txt"]
+    signatures.sample(frac=1, random_state=1).to_csv(tables[0], sep="\t", index=False)
+    kinds = pd.DataFrame({"pert_id": ["A", "B", "C"], "pert_type": ["ctl_vehicle", "trt_cp", "trt_cp"]})
+    kinds.to_csv(tables[1], sep="\t", index=False)
+    for key in (None, "pert_id"):
+        with pytest.raises(DataError, match=r"level5\.gctx.*no column.*ids .* as GEO publishes.*side_tables=.*prepare"):
+            stream(path, key)
+    data = stream(path, side_tables=tables, window=8)
+    prepare([path], tmp_path / "all.h5ad", side_tables=tables)
+    expected = cge.read_h5ad(tmp_path / "all.h5ad")
+    same_batches(data.batches(5), expected.batches(5))
+    assert list(data.env_names) == list(expected.env_names) == ["A", "B", "C"] and data.control == (0,)
+    assert data.digest == expected.digest
+    with pytest.raises(DataError, match="no column 'colour'; there are"):
+        stream(path, "colour", side_tables=tables)
+    with pytest.raises(DataError, match=r"all\.h5ad: .*side_tables= are for GCTX"):
+        stream(tmp_path / "all.h5ad", side_tables=tables)
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -368,15 +408,59 @@ def test_run_folder_from_the_command_line(counts, tmp_path, monkeypatch):
     memory, disk = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("memory", "disk"))
     assert memory == disk
     monkeypatch.setattr(runs, "draw", draw)
-    monkeypatch.setattr(runs, "SHOWN", 12)  # of streamed data, so many profiles are scored
+    monkeypatch.setattr(runs, "SHOWN", 12)  # of streamed data, so many profiles are drawn
+    monkeypatch.setattr(runs, "SCORED", 7 * 10)  # ten profiles at a time
     config = RunConfig(latents=2, hidden=(8,), epochs=1)
     fitted, scores = runs.run(config, stream(path, window=16), tmp_path / "few", progress=False)
-    assert scores["train"] != memory["train"] and np.isfinite(list(scores["test"].values())).all()
     assert runs.shown(stream(path)).n == 12 and runs.shown(counts) is counts
+    monkeypatch.undo()
+    train = counts.rows(Split.load(tmp_path / "few" / "split.json").train)
+    assert train.n > 4 * 12  # all of them are scored, not those that are drawn
+    assert scores["train"] == pytest.approx(runs.score(fitted, train), rel=1e-5, abs=1e-6)
+    posterior = fitted.posterior(train)
+    plain = cge.metrics.summarise(train.x, posterior.reconstruct())
+    assert {k: scores["train"][f"reconstruction_{k}"] for k in plain} == pytest.approx(plain, rel=1e-5, abs=1e-6)
     assert fitted.settings["shuffling"].endswith("windows of 16 profiles")
 
 
 # Memory and files
+
+
+@pytest.mark.parametrize("kind", ["<f2", ">f4", ">f8", ">i4", "<u2", "|i1"])
+def test_sparse_numbers_of_every_kind(counts, tmp_path, kind):
+    """SciPy computes with neither half precision nor the byte order of other machines."""
+    path = written(counts, tmp_path / "counts.h5ad", sparse=True)
+    with h5py.File(path, "r+") as file:
+        for name, dtype in (("data", kind), ("indices", ">i4" if kind[0] == ">" else "<i4")):
+            values, attributes = file[f"X/{name}"][()], dict(file[f"X/{name}"].attrs)
+            del file[f"X/{name}"]
+            file["X"].create_dataset(name, data=values.astype(dtype)).attrs.update(attributes)
+    data = stream(path, block=3, window=10)
+    assert torch.equal(data.x, counts.x) and torch.equal(data.genes(["g3", "g1"]).x, counts.genes(["g3", "g1"]).x)
+
+
+def test_what_keeps_a_file_from_being_read_is_named(one_file, tmp_path, monkeypatch):
+    """The file is to blame for what is wrong with the file, not for memory, permissions or missing packages."""
+    data = stream(one_file)
+
+    def fail(error):
+        def failing(*_, **__):
+            raise error
+
+        return failing
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiskMatrix, "_read_dense", fail(MemoryError("Unable to allocate 3.0 GiB")))
+        with pytest.raises(DataError, match=r"one\.h5ad: not enough memory .*Unable to allocate 3\.0 GiB.* window="):
+            data.batch()
+    with monkeypatch.context() as patch:
+        patch.setattr(h5py, "File", fail(PermissionError(13, "Permission denied")))
+        with pytest.raises(DataError, match=r"one\.h5ad: no permission to read it .*Permission denied"):
+            data.batch()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "zarr", None)
+        with pytest.raises(ConfigError, match="pip install zarr"):
+            stream(tmp_path)
 
 
 def test_memory_is_the_windows_not_the_data(tmp_path):
@@ -450,21 +534,19 @@ def test_digest_sees_the_numbers_and_only_them(on_disk, counts, tmp_path):
     assert stream(changed).digest != data.digest
 
 
-def test_a_run_of_an_earlier_versions_hash_is_answered(one_file, tmp_path):
-    """Streams once had the hash of their file: the refusal says so, for them alone."""
+def test_other_data_are_refused_streamed_or_not(one_file, tmp_path):
     data = stream(one_file)
     parts = cge.split(data, "random")
     replace(parts, data_digest="0" * 64).save(tmp_path / "split.json")
-    with pytest.raises(DataError, match="of other data .*earlier version, which hashed the file"):
-        Split.load(tmp_path / "split.json", data)
-    with pytest.raises(DataError, match=r"of other data \(0{12}, these are \w{12}\); give"):
-        Split.load(tmp_path / "split.json", data.in_memory())
+    for given in (data, data.in_memory()):
+        with pytest.raises(DataError, match=r"of other data \(0{12}, these are \w{12}\); give"):
+            Split.load(tmp_path / "split.json", given)
     config, out = RunConfig(split="random"), tmp_path / "run"
     runs.begin(config, data, out, resume=False)
+    runs.begin(config, data.in_memory(), out, resume=True)
     kept = json.loads((out / "versions.json").read_text())
-    assert kept["data"] == data.in_memory().digest
     (out / "versions.json").write_text(json.dumps(kept | {"data": "0" * 64}))
-    with pytest.raises(CheckpointError, match="data changed since .*earlier version, which hashed the file"):
+    with pytest.raises(CheckpointError, match=r"data changed since the run in .* was started: their hash is \w{12}"):
         runs.begin(config, data, out, resume=True)
 
 
@@ -566,7 +648,7 @@ def test_bad_files_are_named(kind, message, counts, tmp_path):
         ({"control": "nope"}, "control 'nope' is not an environment"),
         ({"features_key": "nope"}, "features_key 'nope' is neither in obsm nor in uns"),
         ({"env_key": ["a", "b"]}, "several columns in env_key"),
-        ({"features": ["fingerprint"]}, "features=, are for GCTX"),
+        ({"features": ["fingerprint"]}, "features= and side_tables= are for GCTX"),
         ({"layer": "raw"}, "there is no matrix 'layers/raw'"),
         ({"block": 0}, "block is a number of profiles, at least 1; got 0"),
         ({"window": -3}, "window is a number of profiles, at least 1; got -3"),

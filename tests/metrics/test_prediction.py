@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.metrics import r2_score
 
 from pyro_cge.metrics import (
@@ -15,6 +16,7 @@ from pyro_cge.metrics import (
     rank_among,
     reconstruction_loss,
     summarise,
+    t_interval,
     top_gene_overlap,
 )
 
@@ -141,3 +143,11 @@ def test_interval_of_a_mean_covers_it_and_counts_groups_not_profiles():
     assert mean_interval(torch.ones(4), ["a", "a", "b", "c"]) == pytest.approx((1, 1))
     with pytest.raises(ValueError, match="groups"):
         mean_interval(torch.ones(4), ["a"])
+
+
+def test_interval_of_a_mean_of_few_runs_is_students():
+    values = np.random.default_rng(0).normal(size=5)
+    for level in (0.95, 0.9):
+        expected = stats.ttest_1samp(values, 0).confidence_interval(level)
+        assert t_interval(values, level=level) == pytest.approx((expected.low, expected.high))
+    assert np.isnan(t_interval([1.0])).all()

@@ -11,6 +11,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch.distributions import kl_divergence
 
 import pyro_cge as cge
+from pyro_cge.errors import ConfigError
 from pyro_cge.models.networks import soft_clamp
 from pyro_cge.objectives.elbo import traces
 from pyro_cge.objectives.handlers import Sites
@@ -223,3 +224,9 @@ def test_weights_may_be_tensors(small, warmup):
     tensor = cge.Elbo(beta=torch.tensor(2.0))(model, guide, batch, warmup=torch.tensor(warmup))["loss"]
     torch.manual_seed(3)
     torch.testing.assert_close(tensor, cge.Elbo(beta=2.0)(model, guide, batch, warmup=warmup)["loss"])
+
+
+@pytest.mark.parametrize("options", [{"beta": -1.0}, {"beta": float("nan")}, {"free_bits": -3.0}])
+def test_weights_that_make_no_sense_are_refused(options):
+    with pytest.raises(ConfigError, match=rf"{next(iter(options))} must be at least 0"):
+        cge.Elbo(**options)

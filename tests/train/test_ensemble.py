@@ -28,7 +28,7 @@ from pyro_cge.train.loop import evaluate
 from pyro_cge.train.mixture import EnsemblePosterior
 
 SEEDS = [3, 5]
-# Twenty-four steps or more, of which the last are traced; every option that changes a step is in use.
+# Twenty-four steps or more, all but the first traced; every option that changes a step is in use.
 OPTIONS = {
     "epochs": 4,
     "batch_size": 32,
@@ -204,6 +204,18 @@ def test_temperatures_are_annealed_in_each_member(data):
     train, valid = data.rows(first.train_rows), data.rows(first.valid_rows)
     schedule = annealed(model.prior, 2.0, 0.1, 2)
     single = cge.fit(model, guide, train, validation=valid, seed=3, on_epoch=schedule, **OPTIONS | {"epochs": 2})
+    assert_same(ensemble.members[0], single)
+
+
+def test_options_that_are_no_tensors_may_change_between_epochs(data):
+    """A trace takes them for granted, so it is made anew."""
+    objective = cge.Mmd()
+
+    def on_epoch(epoch, model=None):
+        objective.weight = [100.0, 1.0, 30.0, 0.0][epoch]
+
+    ensemble = fit_ensemble(environment, data, seeds=[3], objective=objective, on_epoch=on_epoch, **OPTIONS)
+    single = alone(environment, ensemble, data, 3, objective=objective, on_epoch=on_epoch)
     assert_same(ensemble.members[0], single)
 
 
@@ -494,9 +506,36 @@ def test_the_ensembles_posterior(ensemble, data):
 # What cannot be
 
 
-def test_a_loss_that_is_not_finite_names_the_member(data):
-    with pytest.raises(NonFiniteLossError, match=r"seed 3 with {'lr': 1e\+30} \(1 of 2 members\)"):
-        fit_ensemble(environment, data, seeds=[3], vary={"lr": [1e-3, 1e30]}, **OPTIONS | {"schedule": None})
+def test_a_member_whose_loss_is_not_finite_ends_alone(data):
+    options = OPTIONS | {"schedule": None}
+    with pytest.warns(RuntimeWarning, match=r"epoch 0, batch \d.* seed 3 with {'lr': 1e\+30}.*other members go on"):
+        ensemble = fit_ensemble(environment, data, seeds=[3], vary={"lr": [1e-3, 1e30]}, **options)
+    sound = fit_ensemble(environment, data, seeds=[3], vary={"lr": [1e-3]}, **options)
+    assert_same(ensemble.members[0], sound.members[0])
+    assert ensemble.best is ensemble.members[0] and np.isnan(ensemble.table["elbo"][1])
+    assert all(p.isfinite().all() for p in ensemble.members[1].model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:the loss is no longer finite:RuntimeWarning")
+def test_an_ensemble_without_a_sound_member_is_an_error(data):
+    with pytest.raises(NonFiniteLossError, match="seed 3"):
+        fit_ensemble(environment, data, seeds=[3, 4], **OPTIONS | {"lr": 1e30, "schedule": None})
+
+
+def test_counts_and_other_values_are_not_mixed(data):
+    counts = replace(data, x=data.x.abs().round())
+    with pytest.raises(ConfigError, match="train them apart"):
+        fit_ensemble(environment, counts, seeds=1, vary={"likelihood": ["poisson", "gaussian"]}, **OPTIONS)
+
+
+@pytest.mark.parametrize("seeds", [[-1], [0.2, 1.9], ["a"]])
+def test_seeds_that_are_none_are_refused(data, seeds):
+    with pytest.raises(ConfigError, match="seed must be a whole number"):
+        fit_ensemble(environment, data, seeds=seeds, **OPTIONS)
+
+
+def test_numbers_of_numpy_are_numbers(data):
+    assert len(fit_ensemble(environment, data, seeds=np.int64(2), **OPTIONS | {"epochs": np.int64(1)})) == 2
 
 
 def learned(data):
@@ -534,7 +573,7 @@ def test_what_cannot_build_is_refused_with_an_example(data, build):
         ({"vary": {"lr": []}}, "needs a seed and a value"),
         ({"vary": {"lr": [0.0]}}, "lr must be positive"),
         ({"vary": {"beta": [1.0]}, "objective": cge.Mmd()}, "Mmd has no beta"),
-        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"epochs": 0}, "epochs must be a whole number"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(data, options, message):

@@ -195,6 +195,50 @@ def test_profiles_are_held_out_where_environments_are_only_names(data):
     assert len(set(data.env[fit.train_rows].tolist())) == data.n_envs
 
 
+def test_an_environment_known_by_name_keeps_a_profile_to_train_on(data):
+    """Sixty environments of one or two profiles: a tenth of the profiles is held out, no environment."""
+    env = torch.arange(90) % 60
+    rare = cge.EnvironmentData(
+        x=torch.randn(90, 6), env=env, gene_names=list("abcdef"), env_names=[f"e{i}" for i in range(60)], control=[0]
+    )
+    model, guide = cge.basic_vae(rare, 2, hidden=(4,))
+    for seed in range(5):
+        fitted = cge.fit(model, guide, rare, epochs=1, validation=0.3, seed=seed, progress=False)
+        assert set(env[fitted.train_rows].tolist()) == set(range(60)) and len(fitted.valid_rows)
+
+
+@pytest.mark.parametrize("validation", ["20%", (0.1,), 1.5, True])
+def test_a_validation_that_is_none_is_refused(data, validation):
+    with pytest.raises(ConfigError, match="validation is a fraction between 0 and 1, data, or None"):
+        cge.fit(*cge.basic_vae(data, 2, hidden=(4,)), data, epochs=1, validation=validation, progress=False)
+
+
+def test_a_validation_set_of_no_profiles_is_refused(data):
+    with pytest.raises(DataError, match="no profiles: pass validation=None"):
+        cge.fit(*cge.basic_vae(data, 2, hidden=(4,)), data, epochs=1, validation=data.rows([]), progress=False)
+
+
+def test_a_model_made_for_other_data_is_refused(data, featured):
+    model, guide = cge.environment_vae(data, 2, hidden=(4,))
+    turned = replace(data, env_names=list(data.env_names)[::-1])
+    for other, what in [
+        (data.genes(list(data.gene_names)[:-1]), r"genes, not"),
+        (turned, "environments in another order"),
+        (featured, "no environment features, not"),
+    ]:
+        with pytest.raises(DataError, match=rf"made for other data .*{what}"):
+            cge.fit(model, guide, other, epochs=1, progress=False)
+
+
+def test_numbers_of_numpy_are_numbers(data, tmp_path):
+    model, guide = cge.basic_vae(data, 2, hidden=(4,))
+    options = {"epochs": np.int64(1), "batch_size": np.int32(64), "lr": np.float32(1e-3), "seed": np.int64(3)}
+    fitted = cge.fit(
+        model, guide, data, **options, validation=np.float32(0.25), checkpoint=tmp_path / "run", progress=False
+    )
+    assert (tmp_path / "run").exists() and len(fitted.valid_rows)
+
+
 def test_a_validation_set_of_ones_own_is_used(data):
     train, valid = data.rows(range(0, data.n, 2)), data.rows(range(1, data.n, 2))
     fit = run(train, validation=valid)
@@ -402,6 +446,9 @@ def test_a_held_out_loss_that_is_not_finite_is_never_the_best(data):
         ({"clip": 0.0}, "clip"),
         ({"patience": 0}, "patience"),
         ({"kl_warmup": -1}, "kl_warmup"),
+        ({"kl_start": -5.0}, "kl_start"),
+        ({"kl_start": float("nan")}, "kl_start"),
+        ({"epochs": 2.5}, "epochs"),
         ({"validation": 1.5}, "validation"),
         ({"validation": 0.0}, "validation"),
         ({"validation": 1.0}, "validation"),
