@@ -57,7 +57,7 @@ def inference_data(
 ) -> arviz.InferenceData:
     """Posteriors of the same data as chains, in the reference's latents; chain ``k`` has the draws of seed ``seed + k``.
 
-    See :meth:`~pyro_cge.posterior.Posterior.to_arviz` and :meth:`~pyro_cge.train.mixture.EnsemblePosterior.to_arviz`.
+    See :meth:`~pyro_cge.posterior.Posterior.to_arviz` and :meth:`~pyro_cge.train.ensembles.mixture.EnsemblePosterior.to_arviz`.
     """
     raw, replicates = reference.raw, len(posteriors) * n_samples
     row = profiles * (raw.g + 2 * replicates * reference.model.d)  # x, z and c

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from contract import finish, options
 
 import pyro_cge as cge
-from pyro_cge.train.ensemble import fit_ensemble
+from pyro_cge.train.ensembles.ensemble import fit_ensemble
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ def _anndata(
     try:
         light = AnnData(X=np.empty((len(obs), 0), np.float32), obs=obs, uns=kept, obsm=truth)
         return from_anndata(light, env_key, features_key, control), genes
-    except ValueError as error:  # AnnData's, of arrays that do not fit, and ours
+    except (ValueError, IndexError) as error:  # AnnData's, of arrays that do not fit, and ours
         raise DataError(f"{path}: {error}") from error
 
 

@@ -87,7 +87,7 @@ class Split:
             saved = json.loads(Path(path).read_text())
             train, valid, test = (np.array(saved[name], dtype=np.int64) for name in ("train", "valid", "test"))
             result = Split(train, valid, test, str(saved["by"]), int(saved["seed"]), str(saved["data_digest"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise DataError(f"{path}: not a saved split ({error!r}); make it again with split(...).save") from error
         if data is not None and data.digest != result.data_digest:
             raise DataError(

@@ -676,3 +676,26 @@ def test_other_kinds_of_file_are_refused(tmp_path):
     )
     with pytest.raises(DataError, match="GCTX has no layers"):
         stream(tmp_path / "a.gctx", layer="raw")
+
+
+def test_arrays_that_are_none_are_named_with_the_file(tmp_path):
+    """Found by fuzzing: a single number where AnnData keeps a matrix."""
+    path = tmp_path / "cell.h5ad"
+    design = cge.simulate.random_shifts(3, 6, variance=5.0, cover=True, seed=0)
+    cge.to_anndata(cge.simulate.simulator("chain", n_latents=3, n_genes=4, environments=design).sample(5)).write_h5ad(
+        path
+    )
+    with h5py.File(path, "a") as file:
+        del file["obsm/c_true"]
+        file["obsm/c_true"] = 3
+    with pytest.raises(DataError, match=r"cell\.h5ad"):
+        stream(path)
+
+
+@pytest.mark.parametrize("content", ['{"train": [1e400]', '{"train": [' + "9" * 30 + "]", "[" * 100_000])
+def test_a_split_of_numbers_too_large_is_refused(tmp_path, content):
+    """Found by fuzzing."""
+    path = tmp_path / "split.json"
+    path.write_text(content + ', "valid": [], "test": [], "by": "random", "seed": 1e400, "data_digest": ""}')
+    with pytest.raises(DataError, match="not a saved split"):
+        Split.load(path)

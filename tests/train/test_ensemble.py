@@ -22,10 +22,10 @@ from pyro_cge.errors import ConfigError, NonFiniteLossError
 from pyro_cge.metrics.disentanglement import Matching
 from pyro_cge.models.priors import annealed
 from pyro_cge.presets import PRESETS
-from pyro_cge.train import members, program
-from pyro_cge.train.ensemble import fit_ensemble
+from pyro_cge.train.ensembles import layers, noise, program
+from pyro_cge.train.ensembles.ensemble import fit_ensemble
+from pyro_cge.train.ensembles.mixture import EnsemblePosterior
 from pyro_cge.train.loop import evaluate
-from pyro_cge.train.mixture import EnsemblePosterior
 
 SEEDS = [3, 5]
 # Twenty-four steps or more, all but the first traced; every option that changes a step is in use.
@@ -225,8 +225,8 @@ def test_options_that_are_no_tensors_may_change_between_epochs(data):
 @pytest.mark.parametrize("lead", [(), (2,)])
 def test_gradients_of_the_batched_layers(lead):
     x, weight, bias = (torch.randn(*lead, *s, dtype=torch.float64, requires_grad=True) for s in [(4, 3), (5, 3), (5,)])
-    assert torch.autograd.gradcheck(members.MemberLinear.apply, (x, weight, bias))
-    assert torch.autograd.gradcheck(lambda x: members.MemberRows.apply(x, torch.tensor([1, 1, 3])), x)
+    assert torch.autograd.gradcheck(layers.MemberLinear.apply, (x, weight, bias))
+    assert torch.autograd.gradcheck(lambda x: layers.MemberRows.apply(x, torch.tensor([1, 1, 3])), x)
 
 
 @pytest.mark.parametrize("dims", [(0, 0), (None, 0), (0, None)])
@@ -237,7 +237,7 @@ def test_batched_layers_are_a_loop_over_members(dims, samples):
     given = [t if d == 0 else t[0] for t, d in zip((table, index), dims, strict=True)]
 
     def program(x, index, weight):
-        with members.MemberMode([]):
+        with layers.MemberMode([]):
             return F.linear(x.index_select(-2, index), weight)
 
     result = vmap(program, (*dims, 0))(*given, weight)
@@ -253,11 +253,11 @@ def test_draws_are_those_of_torch():
 
     with cge.isolated(1):
         expected = draw()
-    with cge.isolated(1), members.MemberMode() as mode:
+    with cge.isolated(1), layers.MemberMode() as mode:
         found = draw()
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
-    noise = members.MemberNoise([1], "", torch.device("cpu")).draw([mode.taken], mode.taken)
-    with members.MemberMode([n[0] for n in noise]):
+    numbers = noise.MemberNoise([1], "", torch.device("cpu")).draw([mode.taken], mode.taken)
+    with layers.MemberMode([n[0] for n in numbers]):
         again = draw()
     assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))
 

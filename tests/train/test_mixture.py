@@ -8,7 +8,7 @@ import torch
 
 import pyro_cge as cge
 from pyro_cge.posterior import Posterior
-from pyro_cge.train.mixture import EnsemblePosterior
+from pyro_cge.train.ensembles.mixture import EnsemblePosterior
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """K models of one kind as one program: stacked weights, one batch and one stream of noise a member.
 
 The program is the objective itself, run once under ``torch.func.vmap``, with random draws as inputs and layers that batch
-well (:mod:`~pyro_cge.train.members`). Once it has proved itself it is traced to a flat list of tensor operations, which
+well (:mod:`~pyro_cge.train.ensembles.layers`). Once it has proved itself it is traced to a flat list of tensor operations, which
 leaves out Pyro, vmap and autograd from then on.
 """
 
@@ -18,13 +18,14 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from ..data.environment import Batch, EnvironmentData
-from ..errors import ConfigError
-from ..guides.amortized import AmortizedGuide
-from ..models.cell import CellModel
-from ..seeds import isolated
-from .loop import Objective
-from .members import Draw, MemberMode, MemberNoise
+from ...data.environment import Batch, EnvironmentData
+from ...errors import ConfigError
+from ...guides.amortized import AmortizedGuide
+from ...models.cell import CellModel
+from ...seeds import isolated
+from ..loop import Objective
+from .layers import MemberMode
+from .noise import Draw, MemberNoise
 from .tracing import traced
 
 TRACE_AFTER = 1  # runs of one shape

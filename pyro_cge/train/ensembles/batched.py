@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.environment import EnvironmentData
-from ..errors import NonFiniteLossError
-from ..models.cell import CellModel
-from .loop import EVALUATION_BATCH, Objective, blame
-from .members import MemberNoise
+from ...data.environment import EnvironmentData
+from ...errors import NonFiniteLossError
+from ...models.cell import CellModel
+from ..loop import EVALUATION_BATCH, Objective, blame
+from ..progress import EpochProgress
+from ..schedule import Schedule, rate_factor
+from ..settings import kl_weight
+from ..state import TrainingState
+from .noise import MemberNoise
 from .program import Pair, Program, member_batch
-from .progress import EpochProgress
-from .schedule import Schedule, rate_factor
-from .settings import kl_weight
 from .stack import Stack
-from .state import TrainingState
 
 OF_TORCH = vars(nn.Module()).keys() | {"_pyro_name"}  # attributes that every module has
 FEWER = 0.75  # members that have stopped leave the program when this share of it is left: another size is another trace

@@ -17,21 +17,21 @@ import pyro
 import torch
 from torch import nn
 
-from ..data.environment import EnvironmentData
-from ..data.streamed import StreamedData
-from ..errors import ConfigError, check_seed
-from ..guides.amortized import AmortizedGuide
-from ..models.cell import CellModel
-from ..objectives.elbo import Elbo
-from ..seeds import isolated
+from ...data.environment import EnvironmentData
+from ...data.streamed import StreamedData
+from ...errors import ConfigError, check_seed
+from ...guides.amortized import AmortizedGuide
+from ...models.cell import CellModel
+from ...objectives.elbo import Elbo
+from ...seeds import isolated
+from ..fit import Fit
+from ..loop import Objective
+from ..schedule import Schedule
+from ..settings import check_settings, described, device_of, parts_of
+from ..state import TrainingState
 from .batched import BatchedRun, Member, alike
-from .fit import Fit
-from .loop import Objective
 from .mixture import EnsemblePosterior
 from .program import Pair
-from .schedule import Schedule
-from .settings import check_settings, described, device_of, parts_of
-from .state import TrainingState
 
 OF_TRAINING = ("lr", "beta")  # what may vary that is not an option of the builder
 
@@ -125,7 +125,7 @@ def fit_ensemble(
     weights, the order of its profiles and its noise. All members share one split and one scaling of the data, so that
     their held-out losses can be compared: a member equals ``fit(*build(train), train, validation=valid, seed=seed)``.
 
-    Members of one shape run as one program (:mod:`~pyro_cge.train.program`), which for small models costs little more
+    Members of one shape run as one program (:mod:`~pyro_cge.train.ensembles.program`), which for small models costs little more
     than one of them; different latent sizes or widths make several programs, one after the other. That pays where a step
     is overhead; where it is arithmetic (978 genes, 500 units), a member costs what it costs alone.
 

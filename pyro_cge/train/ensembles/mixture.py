@@ -12,12 +12,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ..errors import ConfigError
-from ..interventions import discoveries
-from ..metrics.disentanglement import match_latents
-from ..metrics.stability import Stability, stability
-from ..posterior import Posterior
-from ..scm.shifts import NoiseShift
+from ...errors import ConfigError
+from ...interventions import discoveries
+from ...metrics.disentanglement import match_latents
+from ...metrics.stability import Stability, stability
+from ...posterior import Posterior
+from ...scm.shifts import NoiseShift
 
 if TYPE_CHECKING:
     import arviz
@@ -171,7 +171,7 @@ class EnsemblePosterior:
         ``env_loc`` where the prior maps an environment to one law, as in the Environment VAE (there ``between`` of
         :meth:`effects` says how far members differ), and targets that no draw has.
         """
-        from ..arviz_export import inference_data
+        from ...arviz_export import inference_data
 
         matchings = self.stability.matchings
         settings = (n_samples, seed, log_likelihood, posterior_predictive, profiles)
