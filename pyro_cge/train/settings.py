@@ -68,7 +68,7 @@ def parts_of(
     """Split and scale ``data`` for models that were made for them.
 
     A fraction holds out whole environments where they have features; where they have none, profiles, of which each
-    environment keeps one to train on.
+    environment keeps one to train on (unless none of those drawn has another).
 
     Raises
     ------
@@ -129,7 +129,9 @@ def _split(data: Profiles, validation: float | Profiles | None, seed: int) -> tu
     if data.n_features is None:
         chosen = rng.random(data.n) < share
         names, first = np.unique(env, return_index=True)
-        chosen[first[~np.isin(names, env[~chosen])]] = False  # nothing else says what such an environment does
+        kept = first[~np.isin(names, env[~chosen])]  # nothing else says what these environments do
+        if len(kept) < chosen.sum():
+            chosen[kept] = False
     else:
         treated = np.setdiff1d(np.unique(env), data.control)
         held = rng.permutation(treated)[: max(1, round(share * len(treated)))]

@@ -207,6 +207,14 @@ def test_an_environment_known_by_name_keeps_a_profile_to_train_on(data):
         assert set(env[fitted.train_rows].tolist()) == set(range(60)) and len(fitted.valid_rows)
 
 
+def test_profiles_are_held_out_where_no_environment_has_two():
+    single = cge.EnvironmentData(
+        x=torch.randn(40, 6), env=torch.arange(40), gene_names=list("abcdef"), env_names=[f"e{i}" for i in range(40)]
+    )
+    fitted = cge.fit(*cge.basic_vae(single, 2, hidden=(4,)), single, epochs=1, validation=0.2, progress=False)
+    assert 1 <= len(fitted.valid_rows) <= 20 and len(fitted.train_rows) + len(fitted.valid_rows) == 40
+
+
 @pytest.mark.parametrize("validation", ["20%", (0.1,), 1.5, True])
 def test_a_validation_that_is_none_is_refused(data, validation):
     with pytest.raises(ConfigError, match="validation is a fraction between 0 and 1, data, or None"):
