@@ -256,7 +256,8 @@ def as_yaml(kind: type[BaseModel]) -> str:
         value = yaml.safe_dump(defaults[name], default_flow_style=True).removesuffix("...\n").strip()
         line = f"{name}: {value}"
         choices = f" ({', '.join(found)})" if (found := _choices(field.annotation)) else ""
-        lines.append(f"{line:26}  # {field.description}{choices}\n")
+        given = "# " if name == "model" else ""  # it is named on the command line
+        lines.append(f"{given + line:26}  # {field.description}{choices}\n")
     return "".join(lines)
 
 

@@ -11,15 +11,17 @@ from typing import Any
 from .errors import CheckpointError, ConfigError
 
 
-def check_new(folder: Path) -> None:
-    """Refuse a folder that holds something.
+def check_new(folder: Path, otherwise: str = "") -> None:
+    """Refuse a folder that holds something; ``otherwise`` is what else one may do.
 
     Raises
     ------
     ConfigError
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists and is not an empty folder: choose another with --out, or remove it")
+        raise ConfigError(
+            f"{folder} exists and is not an empty folder: choose another with --out, or remove it{otherwise}"
+        )
 
 
 def check_run(settings: Mapping[str, Any], folder: Path, resume: bool) -> bool:

@@ -203,7 +203,7 @@ def test_settings_are_all_printed_with_what_they_are(command, kind, tmp_path):
     (tmp_path / "s.yaml").write_text(output)
     assert read_settings(kind, tmp_path / "s.yaml") == kind()
     described = dict(line.split("  # ") for line in output.splitlines())
-    assert [line.split(":")[0] for line in described] == list(kind.model_fields)
+    assert [line.split(":")[0].removeprefix("# ") for line in described] == list(kind.model_fields)
     assert all(len(text) > 3 and text != "None" for text in described.values())
 
 

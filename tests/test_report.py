@@ -403,6 +403,14 @@ def test_models_are_named_by_their_folders(runs, tmp_path):
     assert write(*(f"i/seed{k}_" for k in range(5)), "i/z") == ["seed0_ … seed4_", "z"]
 
 
+def test_the_same_seed_again_is_no_second_seed(runs, tmp_path):
+    for name in ("memory", "stream", "again"):
+        shutil.copytree(runs / "environment" / "seed0", tmp_path / name)
+    assert [[run.path.name for run in group.runs] for group in configurations(find([tmp_path]))] == [
+        ["again"], ["memory"], ["stream"],
+    ]  # fmt: skip
+
+
 def test_a_run_named_twice_is_one_run(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(runs)
     given = [Path("basic"), runs / "basic", Path("environment/../basic")]

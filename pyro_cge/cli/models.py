@@ -203,7 +203,7 @@ def compare(
     out: Out = Path("runs/compare"),
     config: Config = None,
     overrides: Overrides = [],  # noqa: B006
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; each splits and initialises anew.")] = 1,
     device: Device = None,
     resume: Annotated[
         bool,
@@ -239,7 +239,7 @@ def compare(
     plans = {(name, seed): planned(name, seed=seed) for name, seed in wanted}
     readable(data, stream, features_key, layer)
     if not resume:
-        check_new(out)
+        check_new(out, " (or go on with what it holds: --resume)")
     for (name, seed), plan in plans.items():
         check_run(plan.model_dump(mode="json"), out / name / f"seed{seed}", resume)
     from ..metrics import t_interval

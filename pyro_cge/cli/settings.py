@@ -14,15 +14,13 @@ if TYPE_CHECKING:
 
 
 class Command(StrEnum):
-    fit, prepare, discover, impute = "fit", "prepare", "discover", "impute"
+    fit, compare, tune, prepare, discover, impute = "fit", "compare", "tune", "prepare", "discover", "impute"
     rank_drugs = "rank-drugs"
 
 
 @app.command("settings")
 def print_settings(
-    command: Annotated[
-        Command, typer.Argument(help="Whose; those of fit are those of compare and tune.")
-    ] = Command.fit,
+    command: Annotated[Command, typer.Argument(help="Whose; fit, compare and tune have the same.")] = Command.fit,
 ) -> None:
     """Print the settings of a command with their defaults, as the YAML that --config takes.
 
@@ -31,7 +29,7 @@ def print_settings(
     from .. import config
 
     kinds: dict[Command, type[BaseModel]] = {
-        Command.fit: config.RunConfig,
+        **dict.fromkeys((Command.fit, Command.compare, Command.tune), config.RunConfig),
         Command.discover: config.DiscoverConfig,
         Command.impute: config.ImputeConfig,
         Command.rank_drugs: config.RankDrugsConfig,

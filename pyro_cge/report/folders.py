@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,15 +156,19 @@ def read(folder: Path) -> Run:
 
 
 def configurations(runs: Sequence[Run]) -> list[Configuration]:
-    """Runs grouped by settings and data, named by their folders.
+    """Runs of several seeds grouped by settings and data, named by their folders.
 
     Seeds in a folder of their own have its name (``environment`` for ``environment/seed0`` and ``environment/seed1``,
     as ``compare`` writes them), others those of all their folders.
     """
-    groups: dict[str, list[Run]] = {}
+    groups: dict[tuple[str, int], list[Run]] = {}
+    seen: Counter[tuple[str, int]] = Counter()
     for run in runs:
         settings = run.config.model_dump(mode="json", exclude={"seed"})
-        groups.setdefault(json.dumps([settings, run.data], sort_keys=True), []).append(run)
+        key = json.dumps([settings, run.data], sort_keys=True), run.config.seed
+        # The same seed again is no further evidence: it stands by itself.
+        groups.setdefault((key[0], seen[key]), []).append(run)
+        seen[key] += 1
     places = [_places(members, runs) for members in groups.values()]
     names = _short([path for paths in places for path in paths])
     dumps = [members[0].config.model_dump(exclude={"seed"}) for members in groups.values()]

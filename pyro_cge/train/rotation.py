@@ -164,7 +164,9 @@ def find_rotation(
     basis = _active_basis(table[treated] - rough, n[treated], informed)
     k = basis.shape[1]
     if not k:
-        raise DataError("no environment moves the latents beyond sampling noise: there is nothing to rotate to")
+        raise DataError(
+            "no environment moves the latents beyond sampling noise: there is nothing to rotate to; train longer, or give more profiles"
+        )
 
     noise = 1 / n[treated]
     criterion = _Criterion(method, softness + noise, n[reference].sum(), None if pooled is None else pooled @ basis)

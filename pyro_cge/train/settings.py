@@ -106,8 +106,8 @@ def _check_made_for(model: CellModel, data: Profiles) -> None:
         differences += name_differences("environments", list(theirs.env_names), list(data.env_names))
     if differences:
         raise DataError(
-            f"the model was made for other data ({'; '.join(differences)}): make it from these, or bring them into line "
-            "with pyro_cge.data.align.align(data, fit.schema)"
+            f"the model was made for other data ({'; '.join(differences)}): make a model from these, or give it those it "
+            "was made for"
         )
 
 
